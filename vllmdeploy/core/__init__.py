@@ -1,0 +1,1 @@
+"""Values that every layer shares; nothing but the standard library."""

@@ -1,0 +1,96 @@
+"""A plan: small steps with causes and needs, decided before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from vllmdeploy.core.command import Command, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run it once; a non-zero status fails the step."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask until `missing` says nothing is missing, or the limit is over.
+
+    `missing` reads an answer and returns what is still missing, or None when there is nothing.
+    `explain` is asked once when the limit is over: its last lines go into the error.
+    """
+
+    command: Command
+    missing: Callable[[Result], str | None]
+    limit_s: float
+    every_s: float = 1.0
+    explain: tuple[tuple[str, Command], ...] = ()
+
+
+Action = Run | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do on one host, why, and which steps must have succeeded before."""
+
+    host: str
+    verb: str
+    subject: str
+    cause: str
+    action: Action
+    needs: tuple[str, ...] = ()
+    destructive: bool = False
+    hint: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.host}: {self.verb} {self.subject}"
+
+    @property
+    def command(self) -> Command:
+        return self.action.command
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def destructive(self) -> bool:
+        return any(step.destructive for step in self.steps)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan being written; `add` returns the step's key, for the needs of later ones."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+    notes: list[str] = field(default_factory=list[str])
+
+    def add(self, step: Step) -> str:
+        if any(known.key == step.key for known in self.steps):
+            raise ValueError(f"planned twice: {step.key}")
+        known_keys = {known.key for known in self.steps}
+        unknown = [need for need in step.needs if need not in known_keys]
+        if unknown:
+            raise ValueError(f"{step.key} needs what is not planned before it: {unknown}")
+        self.steps.append(step)
+        return step.key
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def finished(self) -> Plan:
+        return Plan(tuple(self.steps), tuple(self.notes))
