@@ -36,7 +36,7 @@ class Command:
 
 
 def script(text: str, *arguments: str, stdin: bytes | None = None, root: bool = False) -> Command:
-    """A fixed POSIX shell text whose variable parts arrive as `$1`, `$2`, ...: nothing is pasted in."""
+    """A fixed POSIX shell text; what varies arrives as `$1`, `$2`, ...: nothing is pasted in."""
     return Command(("sh", "-c", text, "sh", *arguments), stdin=stdin, root=root)
 
 

@@ -1,0 +1,79 @@
+"""What we want to run on a host, as values that no setting and no host can surprise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["ray-head", "ray-worker"]
+
+LABEL = "vllmdeploy."
+CLUSTER_LABEL = LABEL + "cluster"
+GROUP_LABEL = LABEL + "group"
+ROLE_LABEL = LABEL + "role"
+SERVICE_LABEL = LABEL + "service"
+GENERATION_LABEL = LABEL + "generation"
+FINGERPRINT_LABEL = LABEL + "fingerprint"
+CARDS_LABEL = LABEL + "cards"
+PACKAGE_LABEL = LABEL + "package"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """One container, complete. `fingerprint` covers what forces a re-creation and nothing else."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    mounts: tuple[Mount, ...] = ()
+    arguments: tuple[str, ...] = ()
+    shm_size: str = ""
+    entrypoint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """One warden with its Ray node, whatever supervises it: Docker, systemd or nobody."""
+
+    name: str
+    cluster: str
+    group: str
+    role: Role
+    host: str
+    ip: str
+    ray: tuple[str, ...]
+    ray_address: str
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    cards: tuple[int, ...] = ()
+    ray_cards: int = 0
+    package: str = ""
+    generation: int = 1
+
+    def labels(self, fingerprint: str) -> dict[str, str]:
+        return {
+            CLUSTER_LABEL: self.cluster,
+            GROUP_LABEL: self.group,
+            ROLE_LABEL: self.role,
+            GENERATION_LABEL: str(self.generation),
+            FINGERPRINT_LABEL: fingerprint,
+            CARDS_LABEL: ",".join(map(str, self.cards)),
+            PACKAGE_LABEL: self.package,
+        }
+
+
+def fingerprint(parts: object) -> str:
+    """Twelve hex digits that change when any of the parts does."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,345 @@
+"""Docker: the commands we give it, the questions we ask it, and how its answers read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.spec import ContainerSpec, Mount
+from vllmdeploy.errors import last_line
+
+OLDEST_ENGINE = (20, 10)
+_LOG_OPTIONS = ("--log-driver", "json-file", "--log-opt", "max-size=50m", "--log-opt", "max-file=3")
+_ULIMITS = (
+    *("--ulimit", "memlock=-1:-1"),
+    *("--ulimit", "stack=67108864"),
+    *("--ulimit", "nofile=1048576:1048576"),
+)
+
+
+def run(spec: ContainerSpec) -> Command:
+    """`docker run` for a container that shares the host's network and survives reboots."""
+    return Command(
+        (
+            *("docker", "run", "--detach", "--name", spec.name),
+            *("--restart", "unless-stopped", "--network", "host"),
+            *(("--shm-size", spec.shm_size) if spec.shm_size else ()),
+            *_ULIMITS,
+            *_LOG_OPTIONS,
+            # SELinux: without relabelling the model folder, which may be shared or huge.
+            *("--security-opt", "label=disable", "--security-opt", "no-new-privileges"),
+            *_labels(spec.labels),
+            *_environment(spec.environment),
+            *_mounts(spec.mounts),
+            *spec.arguments,
+            *(("--entrypoint", spec.entrypoint) if spec.entrypoint else ()),
+            spec.image,
+            *spec.command,
+        ),
+        limit_s=120,
+        root=True,
+    )
+
+
+def _labels(labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(part for key, value in labels.items() for part in ("--label", f"{key}={value}"))
+
+
+def _environment(environment: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(part for key, value in environment.items() for part in ("-e", f"{key}={value}"))
+
+
+def _mounts(mounts: tuple[Mount, ...]) -> tuple[str, ...]:
+    return tuple(
+        part
+        for mount in mounts
+        for part in ("-v", f"{mount.source}:{mount.target}{'' if mount.writable else ':ro'}")
+    )
+
+
+def start(name: str) -> Command:
+    return Command(("docker", "start", name), root=True)
+
+
+def restart(name: str, *, stop_s: int) -> Command:
+    return Command(("docker", "restart", "-t", str(stop_s), name), limit_s=stop_s + 60, root=True)
+
+
+def stop(name: str, *, stop_s: int) -> Command:
+    return Command(("docker", "stop", "-t", str(stop_s), name), limit_s=stop_s + 60, root=True)
+
+
+def remove(container_id: str) -> Command:
+    """By id, not by name: between looking and doing, a name may come to mean something else."""
+    return Command(("docker", "rm", "--force", "--volumes", container_id), limit_s=120, root=True)
+
+
+def pull(image: str) -> Command:
+    return Command(("docker", "pull", image), limit_s=3600, root=True)
+
+
+def execute(name: str, *argv: str) -> Command:
+    return Command(("docker", "exec", name, *argv), limit_s=30, root=True)
+
+
+def logs(name: str, *, tail: int | None = None, follow: bool = False) -> Command:
+    return Command(
+        (
+            *("docker", "logs", "--timestamps"),
+            *(("--tail", str(tail)) if tail is not None else ()),
+            *(("--follow",) if follow else ()),
+            name,
+        ),
+        root=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """The engine of a host; `problem` says why it cannot be used, worded for a person."""
+
+    version: str = ""
+    arch: str = ""
+    problem: str = ""
+
+
+ENGINE_FORMAT = "{{json .Server.Version}} {{json .Server.Arch}}"
+
+
+def _parse_engine(result: Result) -> Engine:
+    said = result.output
+    problem = _engine_problem(result, said)
+    if problem:
+        return Engine(problem=problem)
+    try:
+        version, arch = (json.loads(word) for word in result.stdout.split()[:2])
+        numbers = tuple(int(part) for part in str(version).split(".")[:2])
+    except (ValueError, TypeError):
+        return Engine(problem=f"Docker's version is not readable: {last_line(said)}")
+    if numbers < OLDEST_ENGINE:
+        return Engine(version=version, arch=arch, problem=f"Docker {version} is older than 20.10")
+    return Engine(version=str(version), arch=str(arch))
+
+
+_ENGINE_PROBLEMS = (
+    ("podman", "`docker` is podman here, which is not supported"),
+    (
+        "permission denied",
+        "no right to use Docker: add the user to the group docker"
+        " (sudo usermod -aG docker USER), or set SUDO=auto with sudo rights",
+    ),
+    ("cannot connect to the docker", "the Docker daemon is not running (systemctl start docker)"),
+    ("a password is required", "sudo asks for a password: set SSH_PASSWORD_FILE or allow sudo -n"),
+)
+
+
+def _engine_problem(result: Result, said: str) -> str:
+    if result.timed_out or result.status == 124:
+        return "the Docker daemon does not answer (systemctl restart docker)"
+    if result.status in (126, 127):
+        return "docker is not installed"
+    lowered = said.lower()
+    known = next((text for sign, text in _ENGINE_PROBLEMS if sign in lowered), "")
+    return known or (f"docker version: {last_line(said)}" if result.status else "")
+
+
+ENGINE = Fact(
+    name="docker engine",
+    command=Command(("docker", "version", "--format", ENGINE_FORMAT), limit_s=15, root=True),
+    parse=_parse_engine,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container as the engine shows it, ours or a stranger's."""
+
+    id: str
+    name: str
+    image: str
+    image_id: str
+    state: str
+    exit_code: int = 0
+    started_at: str = ""
+    pid: int = 0
+    restarts: int = 0
+    oom_killed: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+
+_CONTAINER_FORMAT = (
+    '{"id":{{json .Id}},"name":{{json .Name}},"image":{{json .Config.Image}},'
+    '"image_id":{{json .Image}},"state":{{json .State}},"restarts":{{json .RestartCount}},'
+    '"labels":{{json .Config.Labels}}}'
+)
+
+
+def _parse_containers(result: Result) -> tuple[Container, ...]:
+    # A container that goes between `ps` and `inspect` makes inspect fail for it alone.
+    found: list[Container] = []
+    for line in result.stdout.splitlines():
+        if line.startswith("{"):
+            found.append(_container(cast("dict[str, Any]", json.loads(line))))
+    return tuple(found)
+
+
+def _container(shown: dict[str, Any]) -> Container:
+    state = cast("dict[str, Any]", shown["state"])
+    return Container(
+        id=str(shown["id"]),
+        name=str(shown["name"]).lstrip("/"),
+        image=str(shown["image"]),
+        image_id=str(shown["image_id"]),
+        state=str(state.get("Status", "")),
+        exit_code=int(state.get("ExitCode", 0)),
+        started_at=str(state.get("StartedAt", "")),
+        pid=int(state.get("Pid", 0)),
+        restarts=int(shown["restarts"] or 0),
+        oom_killed=bool(state.get("OOMKilled", False)),
+        labels=cast("dict[str, str]", shown["labels"] or {}),
+    )
+
+
+CONTAINERS = Fact(
+    name="docker containers",
+    command=Command(
+        (
+            *("sh", "-c"),
+            'ids=$(docker ps --all --quiet --no-trunc) && [ -n "$ids" ] || exit 0;'
+            ' exec docker container inspect --format "$1" $ids',
+            *("sh", _CONTAINER_FORMAT),
+        ),
+        limit_s=20,
+        root=True,
+    ),
+    parse=_parse_containers,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image on a host: its id is what containers run by."""
+
+    id: str
+    arch: str
+    user: str = ""
+    layers: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def short(self) -> str:
+        return self.id.removeprefix("sha256:")[:12]
+
+
+_IMAGE_FORMAT = (
+    '{"id":{{json .Id}},"arch":{{json .Architecture}},"user":{{json .Config.User}},'
+    '"layers":{{json .RootFS.Layers}},"labels":{{json .Config.Labels}}}'
+)
+
+
+def _parse_image(result: Result) -> Image | None:
+    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), None)
+    if line is None:
+        return None
+    shown = cast("dict[str, Any]", json.loads(line))
+    return Image(
+        id=str(shown["id"]),
+        arch=str(shown["arch"]),
+        user=str(shown["user"] or ""),
+        layers=tuple(shown["layers"] or ()),
+        labels=cast("dict[str, str]", shown["labels"] or {}),
+    )
+
+
+def image(reference: str) -> Fact[Image | None]:
+    return Fact(
+        name="docker image",
+        command=Command(
+            ("docker", "image", "inspect", "--format", _IMAGE_FORMAT, reference),
+            limit_s=20,
+            root=True,
+        ),
+        parse=_parse_image,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageContents:
+    """What an image has inside, asked of the image itself. An empty version means: not there."""
+
+    python: str = ""
+    ray: str = ""
+    vllm: str = ""
+    uid: int = 0
+    gid: int = 0
+    problem: str = ""
+
+
+_PROBE_PYTHON = (
+    "import importlib.util as u,importlib.metadata as m,json,os,platform as p\n"
+    "def v(n):\n"
+    "    if u.find_spec(n) is None: return ''\n"
+    "    for d in (n, n + '-cpu'):\n"
+    "        try: return m.version(d)\n"
+    "        except m.PackageNotFoundError: pass\n"
+    "    return '?'\n"
+    "print(json.dumps({'python': p.python_version(), 'ray': v('ray'), 'vllm': v('vllm'),"
+    " 'uid': os.getuid(), 'gid': os.getgid()}))"
+)
+
+
+def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[ImageContents]:
+    """Ask the image once; the answer is kept on the host under the image's id."""
+    return Fact(
+        name="image contents",
+        command=Command(
+            (
+                *("sh", "-c"),
+                'if [ -s "$1" ]; then exec cat "$1"; fi\n'
+                'kept=$1; mkdir -p "${kept%/*}" && shift\n'
+                'if answer=$(docker run --rm --network none "$@"); then\n'
+                '  printf "%s\\n" "$answer" > "$kept.$$" && mv "$kept.$$" "$kept"\n'
+                '  printf "%s\\n" "$answer"\n'
+                "else exit $?; fi",
+                *("sh", kept_at, *arguments, "--entrypoint", "python3", image_id),
+                *("-c", _PROBE_PYTHON),
+            ),
+            limit_s=60,
+            root=True,
+        ),
+        parse=_parse_contents,
+    )
+
+
+def _parse_contents(result: Result) -> ImageContents:
+    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), None)
+    if line is None:
+        if "python3" in result.stderr and (
+            "not found" in result.stderr or "no such" in result.stderr
+        ):
+            return ImageContents(problem="it has no python3: not a vLLM image")
+        return ImageContents(problem=f"it does not answer: {last_line(result.output)}")
+    try:
+        shown = cast("dict[str, Any]", json.loads(line))
+        return ImageContents(
+            python=str(shown["python"]),
+            ray=str(shown["ray"]),
+            vllm=str(shown["vllm"]),
+            uid=int(shown["uid"]),
+            gid=int(shown["gid"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return ImageContents(problem=f"its answer is not readable: {line[:200]}")
+
+
+def pullable(reference: str) -> Command:
+    """Asks the registry for the manifest; downloads nothing."""
+    return script('docker manifest inspect "$1" > /dev/null', reference, root=True).within(30)

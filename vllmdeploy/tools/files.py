@@ -1,0 +1,72 @@
+"""Files and folders on a host, written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import hashlib
+
+from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.fact import Fact
+
+# A new name in the same folder, then a rename: a crash leaves the old file or the new one.
+_WRITE = 'umask 077 && mkdir -p "${1%/*}" && cat > "$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
+_WRITE_OWNED = _WRITE.replace("mv -f", 'chown "$3" "$1.new" && mv -f')
+
+
+def write(path: str, content: bytes, *, mode: str = "0644", owner: str = "") -> Command:
+    """The content travels on stdin; `owner` is `uid:gid`."""
+    text, extra = (_WRITE_OWNED, (owner,)) if owner else (_WRITE, ())
+    return script(text, path, mode, *extra, stdin=content, root=True).within(120)
+
+
+def folders(*paths: str, mode: str = "0755", owner: str = "") -> Command:
+    uid, _, gid = owner.partition(":")
+    owned = ("-o", uid, "-g", gid) if owner else ()
+    return Command(("install", "-d", "-m", mode, *owned, "--", *paths), root=True)
+
+
+def remove(*paths: str) -> Command:
+    return Command(("rm", "-rf", "--", *paths), root=True)
+
+
+def read(path: str) -> Command:
+    return Command(("cat", "--", path), root=True)
+
+
+def append_line(path: str, line: str) -> Command:
+    return script('cat >> "$1"', path, stdin=line.rstrip("\n").encode() + b"\n", root=True)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+_DIGESTS = """
+cd "$1" 2>/dev/null || exit 0
+find . -type f ! -name '*.new' -exec sha256sum {} +
+"""
+
+
+def _parse_digests(result: Result) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in result.stdout.splitlines():
+        digest_, _, path = line.partition("  ")
+        if len(digest_) == 64:
+            found[path.removeprefix("./")] = digest_
+    return found
+
+
+def digests(folder: str) -> Fact[dict[str, str]]:
+    """sha256 of every file below a folder, by path; empty where there is no such folder."""
+    return Fact(
+        name=f"digests of {folder}",
+        command=script(_DIGESTS, folder, root=True).within(20),
+        parse=_parse_digests,
+    )
+
+
+def listing(folder: str) -> Fact[tuple[str, ...]]:
+    return Fact(
+        name=f"names in {folder}",
+        command=script('ls -1 "$1" 2>/dev/null || exit 0', folder, root=True).within(20),
+        parse=lambda result: tuple(result.stdout.split()),
+    )

@@ -1,0 +1,187 @@
+"""Ray: how its nodes are started, which ports they use, and what a cluster says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from vllmdeploy.core.command import Command, Result
+from vllmdeploy.core.fact import Fact
+
+OLDEST = (2, 40)
+OLDEST_WITH_TOKEN = (2, 52)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayPorts:
+    """Every port that a Ray node listens on, pinned, so that a firewall rule can be written."""
+
+    gcs: int
+    dashboard: int
+    client: int
+    node_manager: int
+    object_manager: int
+    runtime_env_agent: int
+    dashboard_agent_grpc: int
+    dashboard_agent: int
+    metrics: int
+    workers: tuple[int, int]
+
+    @property
+    def of_head(self) -> tuple[int, ...]:
+        return (self.gcs, self.dashboard, self.client, *self.of_worker)
+
+    @property
+    def of_worker(self) -> tuple[int, ...]:
+        return (
+            self.node_manager,
+            self.object_manager,
+            self.runtime_env_agent,
+            self.dashboard_agent_grpc,
+            self.dashboard_agent,
+            self.metrics,
+        )
+
+
+def start_head(*, ip: str, name: str, ports: RayPorts, cards: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        *("ray", "start", "--block", "--head"),
+        *_node(ip, name),
+        f"--port={ports.gcs}",
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1"),
+        f"--dashboard-port={ports.dashboard}",
+        f"--ray-client-server-port={ports.client}",
+        *_ports(ports),
+        *cards,
+        "--disable-usage-stats",
+    )
+
+
+def start_worker(
+    *, head_ip: str, ip: str, name: str, ports: RayPorts, cards: tuple[str, ...]
+) -> tuple[str, ...]:
+    return (
+        *("ray", "start", "--block", f"--address={head_ip}:{ports.gcs}"),
+        *_node(ip, name),
+        *_ports(ports),
+        *cards,
+        "--disable-usage-stats",
+    )
+
+
+def _node(ip: str, name: str) -> tuple[str, ...]:
+    return (f"--node-ip-address={ip}", f"--node-name={name}")
+
+
+def _ports(ports: RayPorts) -> tuple[str, ...]:
+    first, last = ports.workers
+    return (
+        f"--node-manager-port={ports.node_manager}",
+        f"--object-manager-port={ports.object_manager}",
+        f"--runtime-env-agent-port={ports.runtime_env_agent}",
+        f"--dashboard-agent-grpc-port={ports.dashboard_agent_grpc}",
+        f"--dashboard-agent-listen-port={ports.dashboard_agent}",
+        f"--metrics-export-port={ports.metrics}",
+        f"--min-worker-port={first}",
+        f"--max-worker-port={last}",
+    )
+
+
+def version(text: str) -> tuple[int, ...]:
+    """`2.60.0` -> (2, 60, 0); what is not a number ends it."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayNode:
+    """A node as Ray itself reports it."""
+
+    name: str
+    ip: str
+    alive: bool
+    resources: Mapping[str, float]
+    used: Mapping[str, float]
+
+    def cards(self, resource: str) -> int:
+        return int(self.resources.get(resource, 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayCluster:
+    """All nodes, or the reason why Ray did not name them."""
+
+    nodes: tuple[RayNode, ...] = ()
+    problem: str = ""
+
+    def alive(self) -> dict[str, RayNode]:
+        return {node.name: node for node in self.nodes if node.alive}
+
+
+def _numbers(shown: object) -> dict[str, float]:
+    if not isinstance(shown, dict):
+        return {}
+    pairs = cast("dict[str, Any]", shown).items()
+    return {str(key): float(value) for key, value in pairs if isinstance(value, (int, float))}
+
+
+def parse_cluster(result: Result) -> RayCluster:
+    """Reads the answer of the warden's `ctl nodes`."""
+    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), "")
+    try:
+        shown = cast("dict[str, Any]", json.loads(line))
+        nodes = cast("list[dict[str, Any]]", shown["nodes"])
+        return RayCluster(
+            nodes=tuple(
+                RayNode(
+                    name=str(node["name"]),
+                    ip=str(node["ip"]),
+                    alive=bool(node["alive"]),
+                    resources=_numbers(node.get("resources")),
+                    used=_numbers(node.get("used")),
+                )
+                for node in nodes
+            ),
+            problem=str(shown.get("problem") or ""),
+        )
+    except (ValueError, KeyError, TypeError):
+        lines = [line for line in result.output.splitlines() if line.strip()]
+        return RayCluster(problem=lines[-1] if lines else "no answer")
+
+
+def cluster(command: Command) -> Fact[RayCluster]:
+    return Fact(name="ray nodes", command=command, parse=parse_cluster)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedNode:
+    """What Ray has to report of one host before `up` is done."""
+
+    name: str
+    ip: str
+    cards: int
+    resource: str
+
+
+def still_missing(expected: Iterable[ExpectedNode], seen: RayCluster) -> tuple[str, ...]:
+    """One line for every host or card that Ray does not report (yet), by name."""
+    alive = seen.alive()
+    lines: list[str] = []
+    for want in expected:
+        node = alive.get(want.name)
+        if node is None:
+            lines.append(f"{want.name} ({want.ip}) is not in the cluster")
+        elif node.ip != want.ip:
+            lines.append(f"{want.name} joined as {node.ip} instead of {want.ip}")
+        elif node.cards(want.resource) < want.cards:
+            lines.append(
+                f"{want.name} brings {node.cards(want.resource)} {want.resource}"
+                f" instead of {want.cards}"
+            )
+    return tuple(lines)

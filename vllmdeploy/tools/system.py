@@ -1,0 +1,162 @@
+"""The host itself: what it is, who listens on it, what guards it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vllmdeploy.core.command import Result, script
+from vllmdeploy.core.fact import Fact
+
+# What `uname -m` says, as Docker names it.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    hostname: str = ""
+    own_address: str = ""
+    machine: str = ""
+    kernel: str = ""
+    cpus: int = 0
+    memory_mib: int = 0
+    clock: int = 0
+    boot_id: str = ""
+    selinux: str = ""
+    state_free_mib: int | None = None
+    rsync: str = ""
+    proxies: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def arch(self) -> str:
+        return ARCHITECTURES.get(self.machine, self.machine)
+
+
+_SYSTEM = """
+say() { printf '%s=%s\\n' "$1" "$2"; }
+name=$(hostname 2>/dev/null || uname -n)
+say hostname "$name"
+say own_address "$(getent hosts "$name" 2>/dev/null | head -n 1 | cut -d ' ' -f 1)"
+say machine "$(uname -m)"
+say kernel "$(uname -r)"
+say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null)"
+say memory_kib "$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)"
+say clock "$(date +%s)"
+say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
+say selinux "$(getenforce 2>/dev/null)"
+folder=$1
+while [ ! -e "$folder" ]; do folder=${folder%/*}; [ -n "$folder" ] || folder=/; done
+say state_free_kib "$(df -Pk "$folder" 2>/dev/null | awk 'NR==2 {print $4}')"
+say rsync "$(rsync --version 2>/dev/null | head -n 1)"
+for name in http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; do
+  eval "value=\\${$name-}"
+  [ -z "$value" ] || say "proxy:$name" "$value"
+done
+exit 0
+"""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _parse_system(result: Result) -> System:
+    said = dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
+    free = _number(said.get("state_free_kib", ""))
+    return System(
+        hostname=said.get("hostname", ""),
+        own_address=said.get("own_address", ""),
+        machine=said.get("machine", ""),
+        kernel=said.get("kernel", ""),
+        cpus=_number(said.get("cpus", "")) or 0,
+        memory_mib=(_number(said.get("memory_kib", "")) or 0) // 1024,
+        clock=_number(said.get("clock", "")) or 0,
+        boot_id=said.get("boot_id", ""),
+        selinux=said.get("selinux", ""),
+        state_free_mib=None if free is None else free // 1024,
+        rsync=said.get("rsync", ""),
+        proxies=tuple(
+            (key.removeprefix("proxy:"), value)
+            for key, value in said.items()
+            if key.startswith("proxy:")
+        ),
+    )
+
+
+def system(state_root: str) -> Fact[System]:
+    return Fact(name="system", command=script(_SYSTEM, state_root).within(20), parse=_parse_system)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Somebody who listens on a TCP port; pid and program where the host would tell us."""
+
+    port: int
+    address: str = ""
+    pid: int | None = None
+    program: str = ""
+
+    def __str__(self) -> str:
+        who = f"{self.program} (pid {self.pid})" if self.pid else "a program we may not see"
+        return f"port {self.port} is taken by {who}"
+
+
+_SS_USER = re.compile(r'\("(?P<program>[^"]*)",pid=(?P<pid>\d+)')
+
+
+def _parse_listeners(result: Result) -> tuple[Listener, ...]:
+    found: list[Listener] = []
+    for line in result.stdout.splitlines():
+        fields = line.split()
+        if len(fields) < 4 or fields[0] != "LISTEN":
+            continue
+        address, _, port = fields[3].rpartition(":")
+        user = _SS_USER.search(line)
+        if port.isdigit():
+            found.append(
+                Listener(
+                    port=int(port),
+                    address=address,
+                    pid=int(user["pid"]) if user else None,
+                    program=user["program"] if user else "",
+                )
+            )
+    return tuple(found)
+
+
+# Without `ss`, /proc still knows the ports (state 0A), not who holds them.
+_LISTENERS = """
+if command -v ss >/dev/null 2>&1; then exec ss -H -l -t -n -p; fi
+cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+awk '$4 == "0A" {split($2, part, ":"); print part[length(part)]}' |
+while read -r hex; do printf 'LISTEN 0 0 *:%d *:*\\n' "0x$hex"; done
+"""
+
+LISTENERS = Fact(
+    name="listening ports",
+    command=script(_LISTENERS, root=True).within(20),
+    parse=_parse_listeners,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """A firewall that is switched on: `firewalld`, `ufw`, or none of the two."""
+
+    name: str = ""
+
+
+_FIREWALL = """
+if command -v firewall-cmd >/dev/null 2>&1 && [ "$(firewall-cmd --state 2>/dev/null)" = running ]
+then echo firewalld
+elif command -v ufw >/dev/null 2>&1 && ufw status 2>/dev/null | grep -q '^Status: active'
+then echo ufw
+fi
+exit 0
+"""
+
+FIREWALL = Fact(
+    name="firewall",
+    command=script(_FIREWALL, root=True).within(20),
+    parse=lambda result: Firewall(result.stdout.strip()),
+)
