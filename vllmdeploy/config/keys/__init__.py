@@ -1,0 +1,1 @@
+"""Every key of config.env, one section a module: meaning, default, example."""

@@ -1,0 +1,195 @@
+"""Loads settings and hosts once, from flags, environment and files, with every problem at once."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vllmdeploy.config import envfile, nodes
+from vllmdeploy.config.conflicts import conflicts
+from vllmdeploy.config.fleet import assemble
+from vllmdeploy.config.keys.all import KEYS, Settings
+from vllmdeploy.config.sources import Gathered, Given, gather, is_group_image
+from vllmdeploy.core.host import Fleet, Host
+from vllmdeploy.errors import SettingsError
+
+__all__ = ("CONFIG_FILE", "KEYS", "Loaded", "Settings", "load")
+
+CONFIG_FILE = "config.env"
+_BESIDE_CONFIG = (
+    *("worker_nodes_file", "ssh_key", "ssh_known_hosts", "ssh_password_file"),
+    *("api_keys_file", "admin_key_file", "hf_token_file"),
+)
+"""Files of the fleet: named in config.env, a relative path starts at its folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Settings and fleet, and where they came from. `notes` are for the user's eyes."""
+
+    settings: Settings
+    fleet: Fleet
+    nodes: tuple[Host, ...]
+    sources: Mapping[str, str]
+    bare: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def source(self, key: str) -> str:
+        return self.sources.get(key, "default")
+
+
+@dataclass(slots=True)
+class _Findings:
+    problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def load(
+    *,
+    config_path: Path | None = None,
+    nodes_path: Path | None = None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object] | None = None,
+    bare_names: bool = False,
+    accelerators: Collection[str] = (),
+    this_machine: str | None = None,
+) -> Loaded:
+    """A path that is given must be there; without one the usual name is tried."""
+    findings = _Findings()
+    config = config_path or Path(CONFIG_FILE)
+    text = _text(config, findings, required=config_path is not None, without="defaults are used")
+    parsed = envfile.parse(text or "", name=str(config))
+    gathered = gather(
+        overrides=overrides or {},
+        environ=environ,
+        entries=parsed.entries,
+        file_name=str(config),
+        known=KEYS,
+        bare_names=bare_names,
+    )
+    findings.problems += (*parsed.problems, *gathered.problems)
+    settings, refused = _validated(gathered, findings)
+    settings = _beside(config.parent, settings, gathered)
+    found = _nodes(nodes_path, settings, gathered, findings, accelerators)
+    fleet, problems = assemble(
+        found or (),
+        head_host=settings.head_host,
+        head_ip=settings.head_ip,
+        this_machine=this_machine or socket.gethostname(),
+    )
+    findings.problems += problems
+    groups = None if found is None else fleet.groups
+    _check_together(settings, groups, gathered, refused, findings)
+    findings.problems += _vendor(settings, gathered, accelerators)
+    if findings.problems:
+        raise SettingsError(sorted(findings.problems, key=_by_line))
+    return Loaded(
+        settings=settings,
+        fleet=fleet,
+        nodes=found or (),
+        sources={key: _origin(given) for key, given in gathered.given.items()},
+        bare=tuple(key for key, given in gathered.given.items() if given.bare),
+        notes=tuple(findings.notes),
+    )
+
+
+def _text(path: Path, findings: _Findings, *, required: bool, without: str) -> str | None:
+    try:
+        return envfile.read_text(path)
+    except FileNotFoundError:
+        if required:
+            findings.problems.append(f"{path}: no such file; `vllmdeploy init` writes one")
+        else:
+            findings.notes.append(f"{path} is not there: {without}")
+    except OSError as error:
+        findings.problems.append(f"{path}: {error.strerror}")
+    except ValueError as error:
+        findings.problems.append(f"{path}: {error}")
+    return None
+
+
+def _validated(gathered: Gathered, findings: _Findings) -> tuple[Settings, frozenset[str]]:
+    """The settings, and the keys whose text was refused; those have their defaults."""
+    try:
+        return Settings.model_validate(_raw(gathered.given.values())), frozenset()
+    except ValidationError as error:
+        refused: dict[str, str] = {}
+        for detail in error.errors():
+            key = "_".join(str(part) for part in detail["loc"]).replace("IMAGES_", "IMAGE_", 1)
+            refused[key] = str(detail.get("ctx", {})["error"])
+    findings.problems += (
+        f"{gathered.given[key].where}: {problem}" for key, problem in refused.items()
+    )
+    kept = [given for key, given in gathered.given.items() if key not in refused]
+    return Settings.model_validate(_raw(kept)), frozenset(refused)
+
+
+def _raw(given: Collection[Given]) -> dict[str, object]:
+    images = {
+        item.key.removeprefix("IMAGE_"): item.text for item in given if is_group_image(item.key)
+    }
+    keys = {item.key: item.text for item in given if not is_group_image(item.key)}
+    return {**keys, "IMAGES": images}
+
+
+def _beside(folder: Path, settings: Settings, gathered: Gathered) -> Settings:
+    moved: dict[str, Path] = {}
+    for name in _BESIDE_CONFIG:
+        path: Path | None = getattr(settings, name)
+        given = gathered.given.get(name.upper())
+        if path is not None and (given is None or given.in_file):
+            moved[name] = folder / path
+    return settings.model_copy(update=moved)
+
+
+def _nodes(
+    nodes_path: Path | None,
+    settings: Settings,
+    gathered: Gathered,
+    findings: _Findings,
+    accelerators: Collection[str],
+) -> tuple[Host, ...] | None:
+    """The hosts of the nodes file, None where there is no such file."""
+    path = nodes_path or settings.worker_nodes_file
+    required = nodes_path is not None or "WORKER_NODES_FILE" in gathered.given
+    text = _text(path, findings, required=required, without="the fleet is the head alone")
+    if text is None:
+        return None
+    found = nodes.parse(text, name=str(path), accelerators=accelerators)
+    findings.problems += found.problems
+    return found.hosts
+
+
+def _check_together(
+    settings: Settings,
+    groups: tuple[str, ...] | None,
+    gathered: Gathered,
+    refused: frozenset[str],
+    findings: _Findings,
+) -> None:
+    for keys, problem in conflicts(settings, groups):
+        if refused.isdisjoint(keys):
+            findings.problems.append(f"{gathered.given[keys[0]].where}: {problem}")
+
+
+def _vendor(
+    settings: Settings, gathered: Gathered, accelerators: Collection[str]
+) -> tuple[str, ...]:
+    return tuple(
+        f"{gathered.given['ACCELERATOR'].where}: {problem.removeprefix('accelerator: ')}"
+        for problem in nodes.vendor_problems(settings.accelerator, accelerators)
+    )
+
+
+def _origin(given: Given) -> str:
+    return given.where.removesuffix(f": {given.key}")
+
+
+def _by_line(problem: str) -> tuple[str, int]:
+    match = re.match(r"(.*?):(\d+): ", problem)
+    return (match[1], int(match[2])) if match else ("", 0)
