@@ -232,6 +232,7 @@ class Image:
     arch: str
     user: str = ""
     layers: tuple[str, ...] = ()
+    python_path: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -241,7 +242,8 @@ class Image:
 
 _IMAGE_FORMAT = (
     '{"id":{{json .Id}},"arch":{{json .Architecture}},"user":{{json .Config.User}},'
-    '"layers":{{json .RootFS.Layers}},"labels":{{json .Config.Labels}}}'
+    '"layers":{{json .RootFS.Layers}},"environment":{{json .Config.Env}},'
+    '"labels":{{json .Config.Labels}}}'
 )
 
 
@@ -250,11 +252,15 @@ def _parse_image(result: Result) -> Image | None:
     if line is None:
         return None
     shown = cast("dict[str, Any]", json.loads(line))
+    environment = cast("list[str]", shown["environment"] or [])
     return Image(
         id=str(shown["id"]),
         arch=str(shown["arch"]),
         user=str(shown["user"] or ""),
         layers=tuple(shown["layers"] or ()),
+        python_path=next(
+            (one.partition("=")[2] for one in environment if one.startswith("PYTHONPATH=")), ""
+        ),
         labels=cast("dict[str, str]", shown["labels"] or {}),
     )
 

@@ -1,0 +1,120 @@
+"""What was found on the hosts: the planner's other argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllmdeploy.core.card import CardReport
+from vllmdeploy.core.host import Host
+from vllmdeploy.core.spec import (
+    CARDS_LABEL,
+    CLUSTER_LABEL,
+    FINGERPRINT_LABEL,
+    GENERATION_LABEL,
+    GROUP_LABEL,
+    PACKAGE_LABEL,
+    ROLE_LABEL,
+)
+from vllmdeploy.tools.access import Access
+from vllmdeploy.tools.docker import Container, Engine, Image, ImageContents
+from vllmdeploy.tools.network import Links
+from vllmdeploy.tools.ray import RayCluster
+from vllmdeploy.tools.system import Firewall, Listener, System
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundNode:
+    """One of our nodes on a host, whatever supervises it there."""
+
+    name: str
+    id: str
+    role: str
+    group: str
+    running: bool
+    state: str = ""
+    fingerprint: str = ""
+    generation: int = 0
+    cards: tuple[int, ...] = ()
+    package: str = ""
+    image_id: str = ""
+    started_at: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warden:
+    """What a node's warden says of its Ray."""
+
+    state: str = ""
+    reason: str = ""
+    since: float = 0.0
+    restarts: int = 0
+
+
+def found_node(container: Container) -> FoundNode:
+    labels = container.labels
+    generation = labels.get(GENERATION_LABEL, "")
+    return FoundNode(
+        name=container.name,
+        id=container.id,
+        role=labels.get(ROLE_LABEL, ""),
+        group=labels.get(GROUP_LABEL, ""),
+        running=container.running,
+        state=_state(container),
+        fingerprint=labels.get(FINGERPRINT_LABEL, ""),
+        generation=int(generation) if generation.isdigit() else 0,
+        cards=tuple(int(card) for card in labels.get(CARDS_LABEL, "").split(",") if card.isdigit()),
+        package=labels.get(PACKAGE_LABEL, ""),
+        image_id=container.image_id,
+        started_at=container.started_at,
+        restarts=container.restarts,
+    )
+
+
+def _state(container: Container) -> str:
+    if container.oom_killed:
+        return f"{container.state} ({container.exit_code}, out of memory)"
+    if container.state in ("exited", "dead"):
+        return f"{container.state} ({container.exit_code})"
+    return container.state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundHost:
+    """One host as it is now. What could not be asked is empty, never invented."""
+
+    host: Host
+    access: Access
+    system: System = System()
+    links: Links = Links()
+    listeners: tuple[Listener, ...] = ()
+    firewall: Firewall = Firewall()
+    engine: Engine = Engine()
+    containers: tuple[Container, ...] = ()
+    supervised: tuple[FoundNode, ...] = ()
+    image: Image | None = None
+    unpullable: str = ""
+    contents: ImageContents | None = None
+    cards: CardReport = CardReport(vendor="")
+    packages: tuple[str, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str])
+    wardens: Mapping[str, Warden] = field(default_factory=dict[str, Warden])
+    ray: RayCluster | None = None
+    reach: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def ours(self, cluster: str) -> tuple[FoundNode, ...]:
+        """Our nodes of one cluster, from every supervisor."""
+        contained = (
+            found_node(container)
+            for container in self.containers
+            if container.labels.get(CLUSTER_LABEL) == cluster
+        )
+        return (*contained, *self.supervised)
+
+    def strangers(self, cluster: str) -> tuple[Container, ...]:
+        return tuple(
+            container
+            for container in self.containers
+            if container.labels.get(CLUSTER_LABEL) != cluster
+        )

@@ -1,0 +1,164 @@
+"""The same node under three supervisors: which commands make, mend, ask and remove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vllmdeploy.core.command import Command
+from vllmdeploy.core.layout import (
+    CACHE_MOUNT,
+    LOGS_MOUNT,
+    PACKAGE_FILE,
+    PACKAGE_MOUNT,
+    RUN_MOUNT,
+    SECRETS_MOUNT,
+    SERVICES_MOUNT,
+    Layout,
+)
+from vllmdeploy.core.spec import ContainerSpec, Mount, NodeSpec, fingerprint
+from vllmdeploy.plan.node import Member, token_path
+from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.tools import docker
+
+# What a warden needs to end its engines and Ray before it is killed.
+STOP_S = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """How one node is made: the command, its fingerprint, and the folders it needs."""
+
+    command: Command
+    fingerprint: str
+    folders: tuple[str, ...]
+    owner: str = ""
+
+
+class Supervisor(Protocol):
+    def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made: ...
+
+    def start(self, node: FoundNode, layout: Layout) -> Command: ...
+
+    def restart(self, node: FoundNode, layout: Layout) -> Command: ...
+
+    def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]: ...
+
+    def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command: ...
+
+    def logs(
+        self, name: str, layout: Layout, *, tail: int | None = None, follow: bool = False
+    ) -> Command: ...
+
+
+def warden(node: NodeSpec, *, run: str, logs: str, services: str) -> tuple[str, ...]:
+    """The warden's arguments; what it supervises stands behind `--`, to be read as it is run."""
+    return (
+        *("-m", "vllmdeploy.node.warden"),
+        *("--name", node.name, "--role", node.role.removeprefix("ray-"), "--node", node.host),
+        *("--run", run, "--logs", logs, "--services", services),
+        *("--ray-address", node.ray_address),
+        "--",
+        *node.ray,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class InDocker:
+    """PID 1 of a container that Docker starts again."""
+
+    def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made:
+        layout = member.layout
+        spec = _container(wanted, member, node)
+        # Labels and package change without a reason to start anew, so they stay outside.
+        mark = fingerprint(docker.run(spec).argv)
+        complete = replace(
+            spec,
+            labels=node.labels(mark),
+            mounts=(*spec.mounts, Mount(layout.package(wanted.package), PACKAGE_MOUNT)),
+        )
+        return Made(
+            command=docker.run(complete),
+            fingerprint=mark,
+            folders=(layout.run(node.name), layout.logs(node.name), _cache(member)),
+            owner=_owner(member.found),
+        )
+
+    def start(self, node: FoundNode, layout: Layout) -> Command:
+        return docker.start(node.name)
+
+    def restart(self, node: FoundNode, layout: Layout) -> Command:
+        return docker.restart(node.name, stop_s=STOP_S)
+
+    def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
+        return (docker.stop(node.id, stop_s=STOP_S), docker.remove(node.id))
+
+    def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command:
+        module = ("python3", "-m", "vllmdeploy.node.ctl", "--run", RUN_MOUNT)
+        return docker.execute(name, *module, *argv)
+
+    def logs(
+        self, name: str, layout: Layout, *, tail: int | None = None, follow: bool = False
+    ) -> Command:
+        return docker.logs(name, tail=tail, follow=follow)
+
+
+def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
+    layout = member.layout
+    access = member.container_access
+    image = member.found.image
+    return ContainerSpec(
+        name=node.name,
+        image=image.id if image else wanted.groups[node.group].image,
+        entrypoint="python3",
+        command=warden(node, run=RUN_MOUNT, logs=LOGS_MOUNT, services=SERVICES_MOUNT),
+        environment={
+            "PYTHONPATH": _python_path(member.found),
+            **_caches(CACHE_MOUNT),
+            **(token_path(SECRETS_MOUNT) if member.token else {}),
+            **access.environment,
+            **node.environment,
+        },
+        mounts=(
+            *((Mount(layout.ray_secrets, SECRETS_MOUNT),) if member.token else ()),
+            Mount(layout.services, SERVICES_MOUNT),
+            Mount(layout.run(node.name), RUN_MOUNT, writable=True),
+            Mount(layout.logs(node.name), LOGS_MOUNT, writable=True),
+            Mount(_cache(member), CACHE_MOUNT, writable=True),
+            Mount(wanted.model_path, wanted.model_path),
+        ),
+        arguments=(*access.arguments, *wanted.docker_arguments),
+        shm_size=wanted.shm_size,
+    )
+
+
+def _python_path(found: FoundHost) -> str:
+    """Ours first, then what the image itself has set: vendor images do."""
+    own = f"{PACKAGE_MOUNT}/{PACKAGE_FILE}"
+    theirs = found.image.python_path if found.image else ""
+    return f"{own}:{theirs}" if theirs else own
+
+
+def _caches(root: str) -> dict[str, str]:
+    return {
+        "VLLM_CACHE_ROOT": f"{root}/vllm",
+        "TRITON_CACHE_DIR": f"{root}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{root}/inductor",
+    }
+
+
+def _cache(member: Member) -> str:
+    image = member.found.image.short if member.found.image else "unknown"
+    names = sorted({card.name for card in member.share.cards})
+    card = "-".join(names) or member.accelerator.name
+    plain = "".join(letter if letter.isalnum() else "-" for letter in card.lower())
+    return member.layout.cache(image, plain.strip("-") or "card")
+
+
+def _owner(found: FoundHost) -> str:
+    """Who has to read the secrets and write the logs; nothing to change where that is root."""
+    contents = found.contents
+    if contents is None or (contents.uid, contents.gid) == (0, 0):
+        return ""
+    return f"{contents.uid}:{contents.gid}"

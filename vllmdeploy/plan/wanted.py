@@ -1,0 +1,40 @@
+"""What the user wants of a Ray cluster, taken from the settings once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vllmdeploy.tools.ray import RayPorts
+
+Runtime = Literal["docker", "process", "systemd"]
+RayAuth = Literal["auto", "token", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedGroup:
+    name: str
+    image: str = ""
+    head_ip: str | None = None
+    interface: str = "auto"
+    accelerator: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Everything that decides how the nodes of a fleet look, and nothing that was observed."""
+
+    cluster: str
+    groups: Mapping[str, WantedGroup]
+    ports: RayPorts
+    package: str
+    model_path: str
+    shm_size: str = ""
+    ray_auth: RayAuth = "auto"
+    ray_cpus: int | None = None
+    runtime: Runtime = "docker"
+    python: str = "python3"
+    docker_arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    patience_s: float = 300.0
