@@ -81,10 +81,9 @@ environment() {
     if ! usable "$1/bin/python"; then
         say "making $1 with $2"
         "$2" -m venv --clear "$1"
-
     fi
     say "installing .[$3] into $1"
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$3]"
+    "$1/bin/python" -m pip install -qq --disable-pip-version-check --editable ".[$3]"
     printf '%s' "$wanted" >"$stamp"
 }
 

@@ -1,0 +1,280 @@
+"""A fleet of rig hosts: made, handed to tests, looked at when one fails, and taken away again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tests.rig import base, network
+from tests.rig.host import PATH, Host, Profile
+from tests.rig.programs import RigError, run
+
+WORKTREE = Path(__file__).resolve().parents[2]
+CACHE = WORKTREE / ".cache"
+ARTIFACTS = WORKTREE / ".rig" / "artifacts"
+LOCKS = Path("/run/lock")
+NEEDED = (
+    "debootstrap",
+    "dockerd",
+    "docker",
+    "ip",
+    "tc",
+    "nsenter",
+    "unshare",
+    "ssh-keygen",
+    "sudo",
+)
+
+SLOW = network.Nic(name="eth0", subnet="a", rate="400mbit", speed_mbit=1_000)
+FAST = network.Nic(name="eth1", subnet="b", speed_mbit=100_000)
+MIXED_FLEET = (
+    Profile(name="head", nics=(network.Nic(), FAST)),
+    Profile(name="sudoer", user="deploy"),
+    # The route to the head leads over the slow interface; both hosts have the fast one too.
+    Profile(name="twonics", nics=(SLOW, FAST)),
+    Profile(name="bare", without=("rsync",)),
+)
+
+
+def reason_it_cannot_run() -> str | None:
+    """Why this machine cannot have a rig, if so."""
+    if not sys.platform.startswith("linux"):
+        return "the rig needs Linux"
+    if os.geteuid() != 0:
+        return "the rig needs root"
+    search = f"{os.environ.get('PATH', '')}:{PATH}"
+    missing = [program for program in NEEDED if shutil.which(program, path=search) is None]
+    return f"the rig needs {', '.join(missing)}: run scripts/setup.sh" if missing else None
+
+
+def _claim_number() -> tuple[int, TextIO]:
+    """A number that no living rig has. The lock ends with its process, so what carries the number
+    of a lock that can be had was left by a run that was killed."""
+    preferred = zlib.crc32(str(WORKTREE).encode())
+    for step in range(200):
+        number = 20 + (preferred + step) % 200
+        lock = (LOCKS / f"vllmdeploy-rig-{number}").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        return number, lock
+    raise RigError("200 rigs live on this machine already")
+
+
+def _on_all(hosts: Iterable[Host], action: Callable[[Host], None]) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(action, hosts))
+
+
+@dataclass(slots=True)
+class Rig:
+    """Hosts that are up, and how an operator on this machine reaches them."""
+
+    number: int
+    folder: Path
+    hosts: tuple[Host, ...]
+    image: str
+    _lock: TextIO
+
+    def __getitem__(self, name: str) -> Host:
+        return next(host for host in self.hosts if host.name == name)
+
+    @property
+    def head(self) -> Host:
+        return self.hosts[0]
+
+    @property
+    def workers(self) -> tuple[Host, ...]:
+        return self.hosts[1:]
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "operator/id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / "operator/known_hosts"
+
+    # The operator
+
+    def write_config(
+        self, folder: Path, *, hosts: Sequence[Host] | None = None, **keys: str | int
+    ) -> Path:
+        """The two files for these hosts (all, unless told), the first of them the head; `keys` are
+        added or replace. Returns config.env."""
+        head, *workers = self.hosts if hosts is None else hosts
+        lines = [f"{head.address} head=yes ray_gpus={head.profile.cards}"]
+        lines += [f"{worker.address} ray_gpus={worker.profile.cards}" for worker in workers]
+        nodes = folder / "worker_nodes.txt"
+        nodes.write_text("\n".join((*lines, "")))
+        settings: dict[str, str | int] = {
+            "HEAD_HOST": head.address,
+            "WORKER_NODES_FILE": str(nodes),
+            "SSH_KEY": str(self.key),
+            "SSH_KNOWN_HOSTS": str(self.known_hosts),
+            "IMAGE": self.image,
+            "ACCELERATOR": "cpu",
+            "SHM_SIZE": "64m",
+            "EXTRA_DOCKER_ARGS": base.docker_args(),
+            **keys,
+        }
+        config = folder / "config.env"
+        config.write_text("".join(f"{key}={_quoted(value)}\n" for key, value in settings.items()))
+        return config
+
+    def vllmdeploy(
+        self,
+        *argv: str,
+        folder: Path,
+        stdin: bytes = b"",
+        limit_s: float = 180,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Our command line, run in a folder with the two files, to its end."""
+        program = str(Path(sys.prefix, "bin/vllmdeploy"))
+        environment = {**self.operator_environment(), **(env or {})}
+        return run(
+            (program, *argv),
+            stdin=stdin,
+            limit_s=limit_s,
+            check=False,
+            env=environment,
+            cwd=str(folder),
+        )
+
+    def operator_environment(self) -> dict[str, str]:
+        """An operator with an empty home and no agent."""
+        home = str(self.folder / "operator")
+        return {"PATH": f"{sys.prefix}/bin:{PATH}", "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb"}
+
+    def ssh(self, host: Host, command: str, *, check: bool = True) -> str:
+        """What a command prints, run by OpenSSH's own client."""
+        options = ("-o", "BatchMode=yes", "-o", f"UserKnownHostsFile={self.known_hosts}")
+        argv = ("ssh", "-F", "none", "-i", str(self.key), *options, host.address, command)
+        return run(argv, check=check).stdout
+
+    # Its life
+
+    def collect(self, test: str) -> Path:
+        """What helps to understand a failure, one file a host."""
+        folder = ARTIFACTS / "".join(c if c.isalnum() or c in "-_." else "_" for c in test)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for host in self.hosts:
+            looked = host.sh(LOOK, limit_s=30, check=False)
+            (folder / f"{host.name}.txt").write_text(looked.stdout + looked.stderr)
+        return folder
+
+    def remove(self) -> None:
+        _on_all(self.hosts, Host.power_off)
+        _sweep(self.number, self.folder)
+        self._lock.close()
+
+
+LOOK = """
+exec 2>&1
+docker() { timeout 5 /usr/bin/env docker "$@"; }
+echo "== ps"; ps -eo pid,ppid,etimes,args
+echo "== ss"; ss -tlnp
+echo "== docker ps"; docker ps --all --no-trunc
+for id in $(docker ps --all --quiet); do
+    echo "== inspect $id"; docker inspect "$id"
+    echo "== logs $id"; docker logs --tail 200 "$id"
+done
+cd /var/lib/vllmdeploy
+for file in */audit.log */logs/*/*.log /var/log/dockerd.log; do
+    [ -f "$file" ] && echo "== $file" && tail -n 200 "$file"
+done
+"""
+
+
+def _quoted(value: str | int) -> str:
+    text = str(value)
+    return shlex.quote(text) if " " in text else text
+
+
+def _sweep(number: int, folder: Path) -> None:
+    """Take away whatever carries this number."""
+    for name in network.namespaces(number):
+        network.remove(name)
+    if Path(f"/sys/class/net/vr{number}").exists():
+        run(("ip", "link", "delete", f"vr{number}"))
+    for group in Path("/sys/fs/cgroup").glob(f"**/vllmdeploy-rig-{number}"):
+        for inner in sorted((group, *group.rglob("*")), reverse=True):
+            if inner.is_dir():
+                inner.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_keys(operator: Path) -> tuple[Path, str]:
+    """The operator's key pair and the hosts' one host key: where that is, and who may log in."""
+    operator.mkdir(parents=True)
+    for name in ("id_ed25519", "host_key"):
+        run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(operator / name)))
+    return operator / "host_key", (operator / "id_ed25519.pub").read_text()
+
+
+def start(profiles: Sequence[Profile] = MIXED_FLEET) -> Rig:
+    """Bring a fleet up; the image is made first where it is not cached."""
+    golden = base.golden_engine(CACHE)
+    if any(profile.engine for profile in profiles) and not golden.exists():
+        _forge(golden)
+    return _start(profiles, golden)
+
+
+def _start(profiles: Sequence[Profile], golden: Path | None) -> Rig:
+    number, lock = _claim_number()
+    folder = WORKTREE / ".rig" / str(number)
+    _sweep(number, folder)
+    host_key, authorized = _make_keys(folder / "operator")
+    hosts = tuple(
+        Host(profile, number, network.FIRST_HOST + index, folder / profile.name)
+        for index, profile in enumerate(profiles)
+    )
+    rig = Rig(number, folder, hosts, base.IMAGE, lock)
+    public = host_key.with_suffix(".pub").read_text()
+    rig.known_hosts.write_text("".join(f"{host.ip} {public}" for host in hosts))
+
+    def bring_up(host: Host) -> None:
+        engine = golden if host.profile.engine else None
+        host.install(host_key=host_key, authorized=authorized, golden=engine)
+        host.boot()
+
+    try:
+        network.lay_wire(number)
+        _on_all(hosts, bring_up)
+    except BaseException:
+        rig.remove()
+        raise
+    return rig
+
+
+def _forge(golden: Path) -> None:
+    """Make the image inside a host of its own and keep that host's engine folder."""
+    CACHE.mkdir(exist_ok=True)
+    started = time.monotonic()
+    rig = _start((Profile(name="forge"),), None)
+    try:
+        system = rig.folder / "base"
+        base.debootstrap(system)
+        base.tar_into(system, rig.head.enter("docker", "import", "-", base.IMAGE))
+        rig.head.stop_docker()
+        (rig.head.root / "var/lib/docker/engine-id").unlink(missing_ok=True)
+        rig.head.power_off()
+        (rig.head.root / "var/lib/docker").rename(golden)
+    finally:
+        rig.remove()
+    sys.stderr.write(f"rig: base image made in {time.monotonic() - started:.0f} s\n")
