@@ -15,7 +15,11 @@ class CardProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One card. None means that the tool did not say; `problem` says why a card is unusable."""
+    """One card. None means that the tool did not say; `problem` says why a card is unusable.
+
+    `index` is the number that the vendor's own tools and docs use for the card on its host.
+    `nodes` are the card's own device nodes, where they are known.
+    """
 
     index: int
     name: str = ""
@@ -37,6 +41,31 @@ class CardReport:
     vendor: str
     cards: tuple[Card, ...] = ()
     driver_version: str = ""
+    problem: str = ""
+    host_memory_mib: int | None = None
+    """The host's own memory, where that is what the engine uses (cpu)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PciDevice:
+    """One PCI function as /sys shows it; ids as `0x10de`, class as `0x030200`."""
+
+    address: str
+    vendor: str
+    pci_class: str
+    device: str = ""
+    nodes: tuple[str, ...] = ()
+    memory_total_mib: int | None = None
+    memory_used_mib: int | None = None
+    utilisation_percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """What a host shows without any vendor tool: PCI functions of known vendors, driver nodes."""
+
+    devices: tuple[PciDevice, ...] = ()
+    nodes: tuple[str, ...] = ()
     problem: str = ""
 
 
