@@ -1,0 +1,104 @@
+"""Asks a warden through its socket: `python3 -m vllmdeploy.node.ctl --run DIR status`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vllmdeploy.node import logs, report
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_NO_WARDEN = 3
+_LIMIT_S = 10.0
+
+
+class NoWarden(Exception):
+    """Nobody answers, and why."""
+
+
+def ask(run: Path, question: str) -> object:
+    """One question to the warden of this run folder."""
+    document = report.read(run) or {}
+    path = str(document.get("socket") or run / report.SOCKET_FILE)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+            door.settimeout(_LIMIT_S)
+            door.connect(path)
+            door.sendall(json.dumps({"ask": question}).encode() + b"\n")
+            with door.makefile("rb") as answer:
+                loaded: object = json.loads(answer.read())
+                return loaded
+    except OSError as error:
+        raise NoWarden(f"no warden answers at {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise NoWarden(f"the warden at {path} ended in the middle of its answer") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python3 -m vllmdeploy.node.ctl")
+    made.add_argument("--run", required=True, type=Path, help="the warden's run folder")
+    words = made.add_subparsers(dest="word", required=True)
+    words.add_parser("status", help="what the warden knows; its last word when it is gone")
+    words.add_parser("nodes", help="the nodes as Ray itself reports them (on a head)")
+    words.add_parser("retry", help="start again what was given up")
+    words.add_parser("stop", help="end everything in order, then the warden")
+    lines = words.add_parser("logs", help="the last lines of one child")
+    lines.add_argument("name")
+    lines.add_argument("--tail", type=int, default=100, metavar="N")
+    return made
+
+
+def _status(run: Path, out: Callable[[str], object], err: Callable[[str], object]) -> int:
+    try:
+        out(json.dumps(ask(run, "status")) + "\n")
+    except NoWarden as error:
+        document = report.read(run)
+        if document is None:
+            raise
+        # What it last wrote still says why it ended; `warden` says that nobody stands behind it.
+        gone = "silent" if report.alive(document) else "gone"
+        out(json.dumps({**document, "warden": gone}) + "\n")
+        err(f"{error}\n")
+        return EXIT_NO_WARDEN
+    return EXIT_DONE
+
+
+def _logs(run: Path, name: str, count: int, out: Callable[[str], object]) -> int:
+    """Read from disk, so that a dead warden's logs can be read too."""
+    document = report.read(run)
+    if document is None:
+        raise NoWarden(f"no {report.STATUS_FILE} in {run}")
+    folder = Path(str(document.get("logs")))
+    known = sorted(path.stem for path in folder.glob("*.log"))
+    if name not in known:
+        raise NoWarden(f"no log of {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
+    for line in logs.tail(folder / f"{name}.log", count):
+        out(f"{line}\n")
+    return EXIT_DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    out, err = sys.stdout.write, sys.stderr.write
+    try:
+        match options.word:
+            case "status":
+                return _status(options.run, out, err)
+            case "logs":
+                return _logs(options.run, options.name, options.tail, out)
+            case word:
+                answer = ask(options.run, word)
+    except NoWarden as error:
+        err(f"{error}\n")
+        return EXIT_NO_WARDEN
+    out(json.dumps(answer) + "\n")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

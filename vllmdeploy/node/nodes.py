@@ -1,0 +1,134 @@
+"""Keeps a fresh copy of what Ray itself says about its nodes, so that asking costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from vllmdeploy.node import output, processes, ray
+from vllmdeploy.node.probe import ask
+
+_EVERY_S = 1.5
+_LIMIT_S = 5.0
+_DASHBOARD_PATIENCE_S = 20.0
+_PACKAGE_ROOT = str(Path(__file__).parents[2])  # a folder, or the zip this package travels as
+
+
+class NodeWatch:
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        address: str,
+        env: Mapping[str, str],
+        exits: dict[int, Callable[[int], None]],
+    ) -> None:
+        self._argv = argv
+        self._address = address
+        self._env = env
+        self._exits = exits
+        self._nodes: tuple[ray.RayNode, ...] = ()
+        self._source = ""
+        self._seen_at = 0.0
+        self._problem = "not asked yet"
+        self._helper = 0
+
+    @property
+    def alive(self) -> frozenset[str]:
+        return frozenset(node.name for node in self._nodes if node.alive)
+
+    def report(self) -> dict[str, object]:
+        return {
+            "nodes": [asdict(node) for node in self._nodes],
+            "source": self._source,
+            "age_s": round(time.monotonic() - self._seen_at, 3) if self._seen_at else None,
+            "problem": self._problem,
+        }
+
+    def forget(self, why: str) -> None:
+        """Ray is down: what it said before is no longer true."""
+        self._nodes, self._source, self._seen_at, self._problem = (), "", 0.0, why
+        if self._helper:
+            processes.kill((self._helper,))
+
+    async def follow(self, running: Callable[[], bool]) -> None:
+        url = ray.dashboard_url(self._argv)
+        silent_since = time.monotonic()
+        while True:
+            if not running():
+                self.forget("Ray is not running")
+                silent_since = time.monotonic()
+            elif url and await self._ask_dashboard(url):
+                silent_since = time.monotonic()
+                if self._helper:
+                    processes.kill((self._helper,))
+            elif not self._helper and (
+                not url or time.monotonic() - silent_since > _DASHBOARD_PATIENCE_S
+            ):
+                self._start_helper()
+            await asyncio.sleep(_EVERY_S)
+
+    async def _ask_dashboard(self, url: str) -> bool:
+        headers = self._authorization()
+        state = await ask(f"{url}/api/v0/nodes?limit=10000", limit_s=_LIMIT_S, headers=headers)
+        usage = await ask(f"{url}/api/cluster_status", limit_s=_LIMIT_S, headers=headers)
+        if state.status != 200 or usage.status != 200:
+            said = state.detail or f"{state.status}, {usage.status}"
+            self._failed(f"the dashboard at {url} does not answer: {said}")
+            return False
+        try:
+            nodes = ray.parse_nodes(state.body, usage.body)
+        except ValueError as error:
+            self._failed(f"the dashboard at {url} answered something else: {error}")
+            return False
+        self._learn(nodes, "dashboard")
+        return True
+
+    def _learn(self, nodes: tuple[ray.RayNode, ...], source: str) -> None:
+        self._nodes, self._source, self._seen_at = nodes, source, time.monotonic()
+        self._problem = ""
+
+    def _failed(self, problem: str) -> None:
+        if not self._helper:
+            self._problem = problem
+
+    def _authorization(self) -> dict[str, str]:
+        path = self._env.get("RAY_AUTH_TOKEN_PATH", "")
+        if self._env.get("RAY_AUTH_MODE") != "token" or not path:
+            return {}
+        try:
+            token = Path(path).read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            self._failed(f"the Ray token cannot be read: {error}")
+            return {}
+        return {"Authorization": f"Bearer {token}"}
+
+    def _start_helper(self) -> None:
+        known = self._env.get("PYTHONPATH", "")
+        path = os.pathsep.join(filter(None, (_PACKAGE_ROOT, known)))
+        interpreter = ray.interpreter(self._env.get("PATH", os.defpath)) or sys.executable
+        argv = (interpreter, "-m", "vllmdeploy.node.gcsview", self._address)
+        try:
+            started = processes.spawn(argv, {**self._env, "PYTHONPATH": path})
+        except OSError as error:
+            self._problem = f"cannot start {interpreter}: {error.strerror or error}"
+            return
+        self._helper = started.pid
+        self._exits[started.pid] = lambda code: self._helper_ended(started, code)
+        output.follow(started, self._hear)
+
+    def _helper_ended(self, started: subprocess.Popen[bytes], code: int) -> None:
+        started.returncode = code
+        self._helper = 0
+
+    def _hear(self, line: str) -> None:
+        try:
+            self._learn(ray.parse_gcs_nodes(line), "gcs")
+        except ValueError:  # Ray's own log lines come through the same pipe
+            if line.strip():
+                self._problem = f"asking the GCS: {line.strip()[:300]}"

@@ -1,0 +1,186 @@
+"""All children of one warden: Ray first, engines beside it, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllmdeploy.node import folder, processes
+from vllmdeploy.node.child import Child, Surroundings
+from vllmdeploy.node.folder import Wanted
+from vllmdeploy.node.nodes import NodeWatch
+from vllmdeploy.node.probe import tcp_problem
+from vllmdeploy.node.spec import ChildSpec
+from vllmdeploy.node.table import Phase, Retry
+
+_FOLDER_EVERY_S = 1.0
+_TCP_LIMIT_S = 2.0
+_REFUSALS = 3  # at half a second each; a GCS that refuses is gone, a slow one only times out
+_RAY_RESERVE_S = 17.0  # of the time to stop, kept for Ray after the engines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What this node is to run."""
+
+    name: str
+    role: str
+    main: ChildSpec
+    services: Path | None = None
+    head: tuple[str, int] | None = None  # the GCS that a worker waits for
+    expected_nodes: tuple[str, ...] = ()
+
+
+class Supervisor:
+    def __init__(
+        self, assignment: Assignment, around: Surroundings, nodes: NodeWatch | None
+    ) -> None:
+        self.assignment = assignment
+        self._around = around
+        self._nodes = nodes
+        self._wanted = Wanted()
+        self._engines: dict[str, Child] = {}
+        self._refusals = 0
+        self.stopping = False
+        self.main = Child(assignment.main, around, self._main_needs, main=True)
+        if nodes is not None:
+            around.background.start(nodes.follow(self._ray_runs))
+        if assignment.services is not None:
+            around.background.start(self._follow_folder(assignment.services))
+
+    def reap(self) -> None:
+        """Every process that ended: ours are told about, adopted orphans only buried."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            told = self._around.exits.pop(pid, None)
+            if told is not None:
+                told(os.waitstatus_to_exitcode(status))
+
+    def retry(self) -> None:
+        for child in (self.main, *self._engines.values()):
+            child.handle(Retry())
+
+    async def stop(self, within_s: float) -> None:
+        """Engines drain first, then Ray ends, then whatever is left is killed."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + within_s
+        self.stopping = True
+        self._around.changed()
+        engines = tuple(self._engines.values())
+        for engine in engines:
+            engine.stop(max(1.0, within_s - _RAY_RESERVE_S))
+        for engine in engines:
+            await engine.stopped.wait()
+        self.main.stop(max(1.0, end - loop.time() - 2.0))
+        await self.main.stopped.wait()
+        while left := self._descendants():
+            processes.kill(left)
+            await asyncio.sleep(0.05)
+
+    def report(self) -> dict[str, object]:
+        engines = {name: child.report() for name, child in sorted(self._engines.items())}
+        main = self.main.report()
+        is_ray = self.assignment.role != "instance"
+        if not is_ray:
+            engines[self.main.spec.name] = main
+        missing = self._missing(self.assignment.expected_nodes)
+        return {
+            "state": self._state(),
+            "reason": self._reason(missing),
+            "ray": main if is_ray else None,
+            "engines": engines,
+            "bad_specs": dict(self._wanted.problems),
+            "expected_nodes": list(self.assignment.expected_nodes),
+            "missing_nodes": missing,
+        }
+
+    def node_report(self) -> dict[str, object]:
+        if self._nodes is None:
+            return {"nodes": [], "source": "", "age_s": None, "problem": "not a Ray head"}
+        return self._nodes.report()
+
+    def _state(self) -> str:
+        if self.stopping:
+            return "stopped" if self.main.life.phase == Phase.STOPPED else "stopping"
+        phases = [child.life.phase for child in (self.main, *self._engines.values())]
+        if self.main.life.phase in (Phase.WAITING, Phase.STARTING) and not self.main.life.failures:
+            return "starting"
+        return "running" if all(phase == Phase.RUNNING for phase in phases) else "degraded"
+
+    def _reason(self, missing: list[str]) -> str:
+        words = [
+            f"{child.spec.name} is {child.life.phase.value}: {child.life.reason}"
+            for child in (self.main, *self._engines.values())
+            if child.life.phase != Phase.RUNNING and child.life.reason
+        ]
+        if missing and self.main.life.phase == Phase.RUNNING:
+            words.append(f"nodes that Ray does not report: {', '.join(missing)}")
+        return "; ".join(words)
+
+    def _missing(self, wanted: tuple[str, ...]) -> list[str]:
+        alive = self._nodes.alive if self._nodes is not None else frozenset[str]()
+        return [name for name in wanted if name not in alive]
+
+    def _ray_runs(self) -> bool:
+        return self.main.life.phase == Phase.RUNNING
+
+    async def _main_needs(self, up: bool) -> str:
+        """A worker started before its head accepts may never join; without a head it is lost."""
+        if self.assignment.head is None:
+            return ""
+        host, port = self.assignment.head
+        problem = await tcp_problem(host, port, limit_s=_TCP_LIMIT_S)
+        if not problem:
+            self._refusals = 0
+            return ""
+        words = f"waiting for the Ray head at {host}:{port} ({problem})"
+        if not up:
+            return words
+        self._refusals = self._refusals + 1 if problem == "connection refused" else 0
+        return words if self._refusals >= _REFUSALS else ""
+
+    def _engine_needs(self, spec: ChildSpec) -> Callable[[bool], Awaitable[str]]:
+        async def lacking(up: bool) -> str:
+            if spec.needs_ray and not self._ray_runs():
+                return f"waiting for Ray, which is {self.main.life.phase.value}"
+            wanted = spec.needs_nodes or self.assignment.expected_nodes
+            missing = self._missing(wanted) if spec.needs_ray and not up else []
+            return f"waiting for Ray nodes: {', '.join(missing)}" if missing else ""
+
+        return lacking
+
+    async def _follow_folder(self, services: Path) -> None:
+        while not self.stopping:
+            self._reconcile(services)
+            await asyncio.sleep(_FOLDER_EVERY_S)
+
+    def _reconcile(self, services: Path) -> None:
+        before = self._wanted
+        self._wanted = folder.read(services, self.assignment.name, before)
+        if self._wanted.problems != before.problems:
+            self._around.changed()
+        for name, child in tuple(self._engines.items()):
+            if child.life.phase == Phase.STOPPED:
+                child.close()
+                del self._engines[name]
+                self._around.changed()
+            elif self._wanted.specs.get(name) != child.spec and not child.life.stop_asked:
+                child.stop(child.spec.limits.stop_s)
+        for name, spec in self._wanted.specs.items():
+            if name not in self._engines:
+                needs = self._engine_needs(spec)
+                self._engines[name] = Child(spec, self._around, needs, main=False)
+                self._around.changed()
+
+    def _descendants(self) -> tuple[int, ...]:
+        return processes.members(
+            processes.everything(), warden=os.getpid(), leader=0, others=(), claims=lambda _: True
+        )
