@@ -1,0 +1,1 @@
+"""Text to settings: the only layer that knows pydantic or reads a settings file."""

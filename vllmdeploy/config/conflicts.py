@@ -61,8 +61,12 @@ def _ports(settings: Settings) -> Iterator[Conflict]:
         if shared is not None:
             # Blame what the user wrote, not a default that was there before.
             key, other = sorted(pair, key=lambda name: name not in chosen)
-            yield (key, other), f"{shared} is taken by {other}, {ranges[other]}"
+            yield (key, other), f"{shared} is taken by {_named(other, ranges[other])}"
     for port in settings.vllm_ports or ():
         for key, taken in ranges.items():
             if key != "ENGINE_PORTS" and port in taken:
-                yield ("VLLM_PORTS", key), f"{port} is taken by {key}, {taken}"
+                yield ("VLLM_PORTS", key), f"{port} is taken by {_named(key, taken)}"
+
+
+def _named(key: str, taken: PortRange) -> str:
+    return key if taken.first == taken.last else f"{key} ({taken})"

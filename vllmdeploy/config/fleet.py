@@ -9,6 +9,7 @@ from vllmdeploy.config.places import place
 from vllmdeploy.core.host import DEFAULT_GROUP, Fleet, Host
 
 THIS_MACHINE = "localhost"
+_SSH_PORT = 22
 
 
 def image_key(group: str) -> str:
@@ -63,7 +64,9 @@ def _named_head(head_host: str | None, this_machine: str) -> Host:
 
 def _same(node: Host, head: Host) -> bool:
     names = {head.name.lower(), head.address.lower()}
-    same_port = node.port is None or head.port is None or node.port == head.port
+    # This machine is reached without SSH: another port of its name leads into some other machine.
+    port = _SSH_PORT if head.address == THIS_MACHINE else head.port
+    same_port = node.port is None or port is None or node.port == port
     return node.address.lower() in names and same_port
 
 

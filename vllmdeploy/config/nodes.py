@@ -6,26 +6,26 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllmdeploy.config import values
+from vllmdeploy.config import readers, values
 from vllmdeploy.config.envfile import lines
 from vllmdeploy.config.places import is_ip, place
 from vllmdeploy.core.host import Host
 
-_group = values.word(r"[a-z0-9][a-z0-9_-]{0,30}", "a group name: up to 31 of a-z 0-9 _ -")
-_interface = values.word(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}", "a network interface")
-_vendor = values.word(r"[a-z][a-z0-9_-]{0,30}", "an accelerator")
-_card = values.whole(0, 1023, "card number")
-_count = values.whole(0, 1024)
+_group = readers.word(r"[a-z0-9][a-z0-9_-]{0,30}", "a group name: up to 31 of a-z 0-9 _ -")
+_interface = readers.word(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}", "a network interface")
+_vendor = readers.word(r"[a-z][a-z0-9_-]{0,30}", "an accelerator")
+_card = readers.whole(0, 1023, "card number")
+_count = readers.whole(0, 1024)
 
 _OPTIONS: Mapping[str, Callable[[Host, str], Host]] = {
-    "ip": lambda host, text: replace(host, ip=values.ip_address(text)),
+    "ip": lambda host, text: replace(host, ip=readers.ip_address(text)),
     "interface": lambda host, text: replace(host, interface=_interface(text)),
     "group": lambda host, text: replace(host, group=_group(text)),
     "accelerator": lambda host, text: replace(host, accelerator=_vendor(text)),
     "gpus": lambda host, text: replace(host, gpus=_cards(text)),
     "ray_gpus": lambda host, text: replace(host, ray_gpus=_count(text)),
-    "spare": lambda host, text: replace(host, spare=values.switch(text)),
-    "head": lambda host, text: replace(host, head=values.switch(text)),
+    "spare": lambda host, text: replace(host, spare=readers.switch(text)),
+    "head": lambda host, text: replace(host, head=readers.switch(text)),
 }
 
 
@@ -104,7 +104,7 @@ def _with_options(host: Host, options: Sequence[str]) -> tuple[Host, list[str]]:
 
 def _cards(text: str) -> tuple[int, ...]:
     cards: list[int] = []
-    for item in values.items(text):
+    for item in readers.items(text):
         low, dash, high = item.partition("-")
         first = _card(low)
         last = _card(high) if dash else first

@@ -18,7 +18,7 @@ from vllmdeploy.config.sources import Gathered, Given, gather, is_group_image
 from vllmdeploy.core.host import Fleet, Host
 from vllmdeploy.errors import SettingsError
 
-__all__ = ("CONFIG_FILE", "KEYS", "Loaded", "Settings", "load")
+__all__ = ("CONFIG_FILE", "KEYS", "Loaded", "Settings", "load", "starting")
 
 CONFIG_FILE = "config.env"
 _BESIDE_CONFIG = (
@@ -76,6 +76,36 @@ def load(
     settings, refused = _validated(gathered, findings)
     settings = _beside(config.parent, settings, gathered)
     found = _nodes(nodes_path, settings, gathered, findings, accelerators)
+    return _joined(settings, found, gathered, refused, findings, accelerators, this_machine)
+
+
+def starting(
+    answers: Mapping[str, str],
+    *,
+    nodes_text: str,
+    nodes_name: str,
+    this_machine: str | None = None,
+) -> Loaded:
+    """What `init` is about to write, checked in full before there is a file."""
+    gathered = gather(
+        overrides=answers, environ={}, entries=(), file_name="", known=KEYS, bare_names=False
+    )
+    findings = _Findings(list(gathered.problems))
+    settings, refused = _validated(gathered, findings)
+    parsed = nodes.parse(nodes_text, name=nodes_name)
+    findings.problems += parsed.problems
+    return _joined(settings, parsed.hosts, gathered, refused, findings, (), this_machine)
+
+
+def _joined(
+    settings: Settings,
+    found: tuple[Host, ...] | None,
+    gathered: Gathered,
+    refused: frozenset[str],
+    findings: _Findings,
+    accelerators: Collection[str],
+    this_machine: str | None,
+) -> Loaded:
     fleet, problems = assemble(
         found or (),
         head_host=settings.head_host,

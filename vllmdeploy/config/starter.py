@@ -1,0 +1,62 @@
+"""Makes the first config.env and worker_nodes.txt of a fleet, and writes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vllmdeploy.config.example import config_env
+from vllmdeploy.config.settings import starting
+from vllmdeploy.config.values import fault
+from vllmdeploy.errors import SettingsError, UsageError
+
+_NODES_HEADER = """\
+# The other hosts of the fleet, one a line: [user@]host[:port], then, where needed,
+#   ip=10.0.0.2         the address that the other hosts use
+#   interface=ib0       the network interface that the other hosts use
+#   group=hygon         hosts with an image and a Ray cluster of their own
+#   head=yes            this host is the Ray head of its group
+#   accelerator=nvidia  the kind of its cards
+#   gpus=0,1            the cards that may be used at all
+#   ray_gpus=2          how many of them Ray gets
+#   spare=yes           kept ready, not used
+"""
+
+
+def starter_files(
+    answers: Mapping[str, str], workers: Sequence[str], *, nodes_name: str
+) -> tuple[str, str]:
+    """The texts of config.env and worker_nodes.txt; all problems of the answers at once."""
+    unfit = [f"command line: worker: {problem}" for problem in map(fault, workers) if problem]
+    if unfit:
+        raise SettingsError(unfit)
+    nodes_text = _NODES_HEADER + "".join(f"{worker}\n" for worker in workers)
+    starting(answers, nodes_text=nodes_text, nodes_name=nodes_name)
+    return config_env({key: text for key, text in answers.items() if text}), nodes_text
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    # A dangling link is in the way too, so lexists.
+    there = [str(path) for path in paths if os.path.lexists(path)]
+    if there:
+        verb = "is" if len(there) == 1 else "are"
+        raise UsageError(
+            f"{' and '.join(there)} {verb} already there: nothing written",
+            hint="edit by hand, or replace with --force",
+        )
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    for path, text in files.items():
+        _replace(path, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot write it: {error.strerror}") from error
