@@ -53,5 +53,5 @@ ACCELERATOR = Accelerator(
     ray_resource="GPU",  # our platform for CPU over Ray books its ranks as GPUs
     ray_flags=handing.ray_gpus,
     network_environment=_network,
-    default_image="vllm/vllm-openai-cpu:latest-x86_64",
+    default_image="vllm/vllm-openai-cpu:v0.33.0-x86_64",
 )

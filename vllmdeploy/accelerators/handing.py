@@ -8,10 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from vllmdeploy.accelerators.base import Accelerator
 from vllmdeploy.core.card import Card, ContainerAccess, Fabric
 
+# Ray would narrow HIP_VISIBLE_DEVICES for each rank while vLLM, before it set these itself, chose
+# the card by CUDA_VISIBLE_DEVICES: `HIP error: invalid device ordinal`.
+KEEP_HIP_VISIBLE: Mapping[str, str] = {
+    "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1",
+    "RAY_EXPERIMENTAL_NOSET_ROCR_VISIBLE_DEVICES": "1",
+}
+
 
 def options(flag: str, values: Iterable[str]) -> tuple[str, ...]:
     """One flag repeated: `--device a --device b`."""
     return tuple(part for value in values for part in (flag, value))
+
+
+def read_only(*paths: str) -> tuple[str, ...]:
+    """The host's own files. Not `-v`: that would make an empty folder where one is missing."""
+    return options("--mount", (f"type=bind,source={path},target={path},readonly" for path in paths))
 
 
 def indices(cards: Iterable[Card]) -> str:

@@ -179,5 +179,5 @@ ACCELERATOR = Accelerator(
     ray_flags=handing.ray_gpus,
     network_environment=handing.nccl,
     toolkit_limit=newest_cuda,
-    default_image="vllm/vllm-openai:latest",
+    default_image="vllm/vllm-openai:v0.33.0",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllmdeploy.accelerators import cpu, detect, nvidia
+from vllmdeploy.accelerators import amd, ascend, cpu, detect, hygon, nvidia
 from vllmdeploy.accelerators.base import Accelerator
 from vllmdeploy.accelerators.detect import Choice, completed
 from vllmdeploy.core.card import Presence
@@ -13,7 +13,7 @@ from vllmdeploy.core.fact import Fact
 __all__ = ["PRESENCE", "VENDORS", "Choice", "choose", "completed", "named"]
 
 VENDORS: Mapping[str, Accelerator] = {
-    module.ACCELERATOR.name: module.ACCELERATOR for module in (nvidia, cpu)
+    module.ACCELERATOR.name: module.ACCELERATOR for module in (nvidia, hygon, amd, ascend, cpu)
 }
 PRESENCE: Fact[Presence] = detect.presence(VENDORS.values())
 
