@@ -24,6 +24,7 @@ WORKTREE = Path(__file__).resolve().parents[2]
 CACHE = WORKTREE / ".cache"
 ARTIFACTS = WORKTREE / ".rig" / "artifacts"
 LOCKS = Path("/run/lock")
+NUMBERS = range(20, 220)
 NEEDED = (
     "debootstrap",
     "dockerd",
@@ -58,20 +59,43 @@ def reason_it_cannot_run() -> str | None:
     return f"the rig needs {', '.join(missing)}: run scripts/setup.sh" if missing else None
 
 
-def _claim_number() -> tuple[int, TextIO]:
-    """A number that no living rig has. The lock ends with its process, so what carries the number
-    of a lock that can be had was left by a run that was killed."""
-    preferred = zlib.crc32(str(WORKTREE).encode())
-    for step in range(200):
-        number = 20 + (preferred + step) % 200
-        lock = (LOCKS / f"vllmdeploy-rig-{number}").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+def _lock(number: int) -> TextIO | None:
+    """This number's lock, which says whose it is; None while a living rig holds it."""
+    lock = (LOCKS / f"vllmdeploy-rig-{number}").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _sweep_dead() -> None:
+    """Take away what killed or kept rigs of this worktree left: a lock ends with its process."""
+    for number in NUMBERS:
+        if not network.namespaces(number):
             continue
-        return number, lock
-    raise RigError("200 rigs live on this machine already")
+        lock = _lock(number)
+        if lock is None:
+            continue
+        with lock:
+            lock.seek(0)
+            if lock.read() == str(WORKTREE):
+                _sweep(number)
+
+
+def _claim_number() -> tuple[int, TextIO]:
+    """A number that no rig has, living or kept, so that two suites can run at once."""
+    preferred = zlib.crc32(str(WORKTREE).encode())
+    for step in range(len(NUMBERS)):
+        number = NUMBERS[(preferred + step) % len(NUMBERS)]
+        lock = None if network.namespaces(number) else _lock(number)
+        if lock is not None:
+            lock.truncate(0)
+            lock.write(str(WORKTREE))
+            lock.flush()
+            return number, lock
+    raise RigError(f"{len(NUMBERS)} rigs are on this machine already")
 
 
 def _on_all(hosts: Iterable[Host], action: Callable[[Host], None]) -> None:
@@ -178,9 +202,16 @@ class Rig:
             (folder / f"{host.name}.txt").write_text(looked.stdout + looked.stderr)
         return folder
 
+    def how_to_enter(self) -> str:
+        return "\n".join(f"{host.name}: {shlex.join(host.enter('bash'))}" for host in self.hosts)
+
     def remove(self) -> None:
         _on_all(self.hosts, Host.power_off)
-        _sweep(self.number, self.folder)
+        _sweep(self.number)
+        self._lock.close()
+
+    def abandon(self) -> None:
+        """Leave it running for someone to look at; the next rig of this worktree takes it away."""
         self._lock.close()
 
 
@@ -206,7 +237,11 @@ def _quoted(value: str | int) -> str:
     return shlex.quote(text) if " " in text else text
 
 
-def _sweep(number: int, folder: Path) -> None:
+def _folder(number: int) -> Path:
+    return WORKTREE / ".rig" / str(number)
+
+
+def _sweep(number: int) -> None:
     """Take away whatever carries this number."""
     for name in network.namespaces(number):
         network.remove(name)
@@ -216,7 +251,8 @@ def _sweep(number: int, folder: Path) -> None:
         for inner in sorted((group, *group.rglob("*")), reverse=True):
             if inner.is_dir():
                 inner.rmdir()
-    shutil.rmtree(folder, ignore_errors=True)
+    if _folder(number).exists():
+        shutil.rmtree(_folder(number))
 
 
 def _make_keys(operator: Path) -> tuple[Path, str]:
@@ -236,9 +272,11 @@ def start(profiles: Sequence[Profile] = MIXED_FLEET) -> Rig:
 
 
 def _start(profiles: Sequence[Profile], golden: Path | None) -> Rig:
+    _sweep_dead()
     number, lock = _claim_number()
-    folder = WORKTREE / ".rig" / str(number)
-    _sweep(number, folder)
+    folder = _folder(number)
+    if folder.exists():
+        shutil.rmtree(folder)
     host_key, authorized = _make_keys(folder / "operator")
     hosts = tuple(
         Host(profile, number, network.FIRST_HOST + index, folder / profile.name)
