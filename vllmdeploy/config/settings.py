@@ -128,18 +128,20 @@ def _joined(
     )
 
 
-def _text(path: Path, findings: _Findings, *, required: bool, without: str) -> str | None:
+def _text(
+    path: Path, findings: _Findings, *, required: bool, without: str, where: str = ""
+) -> str | None:
     try:
         return envfile.read_text(path)
     except FileNotFoundError:
         if required:
-            findings.problems.append(f"{path}: no such file; `vllmdeploy init` writes one")
+            findings.problems.append(f"{where}{path}: no such file; `vllmdeploy init` writes one")
         else:
             findings.notes.append(f"{path} is not there: {without}")
     except OSError as error:
-        findings.problems.append(f"{path}: {error.strerror}")
+        findings.problems.append(f"{where}{path}: {error.strerror}")
     except ValueError as error:
-        findings.problems.append(f"{path}: {error}")
+        findings.problems.append(f"{where}{path}: {error}")
     return None
 
 
@@ -186,8 +188,14 @@ def _nodes(
 ) -> tuple[Host, ...] | None:
     """The hosts of the nodes file, None where there is no such file."""
     path = nodes_path or settings.worker_nodes_file
-    required = nodes_path is not None or "WORKER_NODES_FILE" in gathered.given
-    text = _text(path, findings, required=required, without="the fleet is the head alone")
+    named = None if nodes_path else gathered.given.get("WORKER_NODES_FILE")
+    text = _text(
+        path,
+        findings,
+        required=bool(nodes_path or named),
+        without="the fleet is the head alone",
+        where=f"{named.where}: " if named else "",
+    )
     if text is None:
         return None
     found = nodes.parse(text, name=str(path), accelerators=accelerators)
@@ -217,7 +225,7 @@ def _vendor(
 
 
 def _origin(given: Given) -> str:
-    return given.where.removesuffix(f": {given.key}")
+    return given.where.rpartition(": ")[0]
 
 
 def _by_line(problem: str) -> tuple[str, int]:
