@@ -54,6 +54,7 @@ class Surroundings:
     background: Background
     exits: dict[int, Callable[[int], None]]  # live pids and whom to tell when one is reaped
     changed: Callable[[], None]
+    tell: Callable[[str], None]
 
 
 class Child:
@@ -86,6 +87,8 @@ class Child:
             return
         if self.life.phase != before.phase:
             self._since = time.time()
+            reason = f" ({self.life.reason})" if self.life.reason else ""
+            self._around.tell(f"{self.spec.name}: {self.life.phase.value}{reason}")
         if self.life.phase == Phase.STOPPED:
             self.stopped.set()
         if self.life.deadline != before.deadline:

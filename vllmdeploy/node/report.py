@@ -24,6 +24,7 @@ class Identity:
     """What stays the same for as long as one warden lives."""
 
     name: str
+    node: str
     role: str
     logs: str
     socket: str

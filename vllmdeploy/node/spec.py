@@ -75,7 +75,7 @@ def parse_engine(text: str) -> ChildSpec:
     if unknown:
         raise BadSpec(f"unknown keys: {', '.join(unknown)}")
     name = _text(fields, "name")
-    if not NAME.fullmatch(name) or name == "ray":
+    if not NAME.fullmatch(name) or name in ("ray", "warden"):
         raise BadSpec(f"name: {name!r} is not letters, digits, '.', '_' or '-', or is taken")
     needs = _texts(fields, "needs")
     if set(needs) - {"ray"}:

@@ -27,6 +27,7 @@ class Assignment:
     """What this node is to run."""
 
     name: str
+    node: str  # the host it stands for
     role: str
     main: ChildSpec
     services: Path | None = None
@@ -164,7 +165,7 @@ class Supervisor:
 
     def _reconcile(self, services: Path) -> None:
         before = self._wanted
-        self._wanted = folder.read(services, self.assignment.name, before)
+        self._wanted = folder.read(services, self.assignment.node, before)
         if self._wanted.problems != before.problems:
             self._around.changed()
         for name, child in tuple(self._engines.items()):

@@ -10,13 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vllmdeploy.node import door, processes, ray, report
 from vllmdeploy.node.background import Background
 from vllmdeploy.node.child import Surroundings
-from vllmdeploy.node.logs import Echo
+from vllmdeploy.node.logs import Echo, RotatedLog
 from vllmdeploy.node.nodes import NodeWatch
 from vllmdeploy.node.spec import NAME, BadSpec, ChildSpec, LineReady, TcpReady, http_probe
 from vllmdeploy.node.supervisor import Assignment, Supervisor
@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python3 -m vllmdeploy.node.warden",
         description="Supervises what one node runs. What follows -- is the main child's command.",
     )
-    made.add_argument("--name", required=True, help="this node's name, as Ray and people know it")
+    made.add_argument("--name", required=True, help="this node's own name, unique on its host")
+    made.add_argument(
+        "--node", default="", help="its host, as spec files call it (default: --name)"
+    )
     made.add_argument("--role", required=True, choices=("head", "worker", "instance"))
     made.add_argument("--run", required=True, type=Path, help="status.json, ctl.sock and the lock")
     made.add_argument("--logs", required=True, type=Path, help="one rotated log per child")
@@ -43,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--expect-nodes", default="", metavar="A,B", help="names Ray must report")
     made.add_argument("--health-url", default="", help="role instance: its /health")
     made.add_argument("--start-limit", type=float, default=180.0, metavar="S")
-    made.add_argument("--stop-limit", type=float, default=60.0, metavar="S", help="all of it")
+    made.add_argument("--stop-limit", type=float, default=25.0, metavar="S", help="all of it")
+    made.add_argument(
+        "--back-off", default="1,3,10,30", metavar="S,...", help="then, within 15 min, it gives up"
+    )
     made.add_argument("--log-size-mb", type=float, default=20.0, metavar="MB")
     made.add_argument("--log-files", type=int, default=5, metavar="N")
     made.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
@@ -65,6 +71,7 @@ def assignment(options: argparse.Namespace) -> Assignment:
     gcs = ray.split_address(address) if options.role != "instance" else None
     return Assignment(
         name=options.name,
+        node=options.node or options.name,
         role=options.role,
         main=_main_child(options, command, gcs),
         services=options.services,
@@ -76,7 +83,8 @@ def assignment(options: argparse.Namespace) -> Assignment:
 def _main_child(
     options: argparse.Namespace, command: tuple[str, ...], gcs: tuple[str, int] | None
 ) -> ChildSpec:
-    limits = Limits(start_s=options.start_limit, stop_s=ray.STOP_S)
+    delays = tuple(map(float, options.back_off.split(",")))
+    limits = Limits(delays=delays, start_s=options.start_limit, stop_s=ray.STOP_S)
     if options.role == "head" and gcs is not None:
         return ChildSpec(name="ray", argv=command, ready=TcpReady(*gcs), limits=limits)
     if options.role == "worker":
@@ -85,7 +93,7 @@ def _main_child(
         name=options.name,
         argv=command,
         ready=http_probe(options.health_url) if options.health_url else None,
-        limits=Limits(start_s=options.start_limit, stop_s=options.stop_limit),
+        limits=replace(limits, stop_s=options.stop_limit),
     )
 
 
@@ -118,22 +126,26 @@ class Warden:
         self._run = run
         self._stop_limit = float(options.stop_limit)
         self._say = Echo(sys.stdout.fileno())
+        logs = options.logs.absolute()
+        sizes = (int(options.log_size_mb * 1024 * 1024), options.log_files)
+        self._log = RotatedLog(logs / "warden.log", size_limit=sizes[0], files=sizes[1])
         self._dirty = asyncio.Event()
         self._stop = asyncio.Event()
         self._problem = ""
         self._background = Background()
         around = Surroundings(
             run=str(run),
-            logs=options.logs.absolute(),
-            log_size=int(options.log_size_mb * 1024 * 1024),
-            log_files=options.log_files,
+            logs=logs,
+            log_size=sizes[0],
+            log_files=sizes[1],
             env=dict(os.environ),
             echo=self._say,
             background=self._background,
             exits={},
             changed=self._dirty.set,
+            tell=self._tell,
         )
-        self._identity = _identity(wanted, run, around.logs)
+        self._identity = _identity(wanted, run, logs)
         address = options.ray_address or ray.gcs_address(wanted.main.argv)
         nodes = (
             NodeWatch(wanted.main.argv, address, around.env, around.exits)
@@ -203,6 +215,7 @@ class Warden:
             self._tell(self._problem)
 
     def _tell(self, words: str) -> None:
+        self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}")
         self._say.write("warden", words)
 
 
@@ -210,6 +223,7 @@ def _identity(wanted: Assignment, run: Path, logs: Path) -> report.Identity:
     own = processes.process(os.getpid())
     return report.Identity(
         name=wanted.name,
+        node=wanted.node,
         role=wanted.role,
         logs=str(logs),
         socket=str(report.socket_path(run)),
