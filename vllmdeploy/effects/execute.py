@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,8 +13,6 @@ from vllmdeploy.core.command import Result, check
 from vllmdeploy.core.plan import Plan, Run, Step, Wait
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import NotHealthy, VllmdeployError
-
-_AT_ONCE = 64
 
 
 class Outcome(Enum):
@@ -69,24 +67,26 @@ def execute(
     """Run all steps; a failed one skips only what needs it. Outcomes come in the plan's order."""
     stop = stop or Stop.new()
     done: dict[str, StepOutcome] = {}
-    running: dict[Future[StepOutcome], Step] = {}
+    finished: queue.SimpleQueue[StepOutcome | BaseException] = queue.SimpleQueue()
     waiting = list(plan.steps)
+    running = 0
     say = _serialised(on_event)
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="step") as pool:
-        try:
-            while waiting or running:
-                waiting = _start_ready(waiting, done, running, pool, shells, say, stop)
-                if not running:
-                    continue
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    running.pop(future)
-                    outcome = future.result()
-                    done[outcome.step.key] = outcome
-                    say(Finished(outcome))
-        except BaseException:
-            stop.event.set()
-            raise
+    try:
+        while waiting or running:
+            waiting, started = _start_ready(waiting, done, say, stop)
+            for step in started:
+                _in_background(step, shells, say, stop, finished)
+            running += len(started)
+            if running:
+                outcome = finished.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                running -= 1
+                done[outcome.step.key] = outcome
+                say(Finished(outcome))
+    except BaseException:
+        stop.event.set()
+        raise
     return tuple(done[step.key] for step in plan.steps)
 
 
@@ -100,16 +100,30 @@ def _serialised(on_event: OnEvent) -> OnEvent:
     return say
 
 
-def _start_ready(
-    waiting: list[Step],
-    done: dict[str, StepOutcome],
-    running: dict[Future[StepOutcome], Step],
-    pool: ThreadPoolExecutor,
+def _in_background(
+    step: Step,
     shells: Mapping[str, Shell],
     say: OnEvent,
     stop: Stop,
-) -> list[Step]:
+    finished: queue.SimpleQueue[StepOutcome | BaseException],
+) -> None:
+    """A daemon thread: after Ctrl-C nobody waits for a download of an hour."""
+
+    def work() -> None:
+        try:
+            finished.put(_carry_out(step, shells, say, stop))
+        except BaseException as bug:
+            finished.put(bug)
+
+    threading.Thread(target=work, daemon=True, name=step.key).start()
+
+
+def _start_ready(
+    waiting: list[Step], done: dict[str, StepOutcome], say: OnEvent, stop: Stop
+) -> tuple[list[Step], list[Step]]:
+    """Steps that still wait, and steps to start now; what can no longer be done is settled."""
     left: list[Step] = []
+    ready: list[Step] = []
     for step in waiting:
         if not all(need in done for need in step.needs):
             left.append(step)
@@ -121,8 +135,8 @@ def _start_ready(
             say(Finished(skipped))
         else:
             say(Started(step))
-            running[pool.submit(_carry_out, step, shells, say, stop)] = step
-    return left
+            ready.append(step)
+    return left, ready
 
 
 def _why_not(step: Step, done: Mapping[str, StepOutcome], stop: Stop) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllmdeploy.accelerators.base import Accelerator
 from vllmdeploy.plan import preflight
 from vllmdeploy.plan.cards import share_for_ray
-from vllmdeploy.plan.network import Choice, choose
+from vllmdeploy.plan.network import Choice, Place, choose
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.wanted import Wanted
@@ -27,10 +27,20 @@ Accelerators = Callable[[FoundHost], Accelerator]
 
 
 def decide_group(
-    wanted: Wanted, name: str, found: Sequence[FoundHost], accelerators: Accelerators
+    wanted: Wanted,
+    name: str,
+    found: Sequence[FoundHost],
+    accelerators: Accelerators,
+    *,
+    places: Mapping[str, Place] | None = None,
 ) -> GroupPlan:
+    """`places` are given where nobody was asked; otherwise the hosts' own networks decide."""
     group = wanted.groups[name]
-    choice = choose(found, interface=group.interface, head_ip=group.head_ip)
+    choice = (
+        Choice(places)
+        if places is not None
+        else choose(found, interface=group.interface, head_ip=group.head_ip)
+    )
     shares = {host.host.name: share_for_ray(host, wanted.cluster) for host in found}
     refusals = (*choice.problems, *preflight.refusals(wanted, group, found, shares))
     if choice.problems:

@@ -21,6 +21,7 @@ from vllmdeploy.tools.docker import Container, Engine, Image, ImageContents
 from vllmdeploy.tools.network import Links
 from vllmdeploy.tools.ray import RayCluster
 from vllmdeploy.tools.system import Firewall, Listener, System
+from vllmdeploy.tools.warden import Warden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class FoundNode:
     role: str
     group: str
     running: bool
+    cluster: str = ""
     state: str = ""
     fingerprint: str = ""
     generation: int = 0
@@ -39,16 +41,6 @@ class FoundNode:
     package: str = ""
     image_id: str = ""
     started_at: str = ""
-    restarts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warden:
-    """What a node's warden says of its Ray."""
-
-    state: str = ""
-    reason: str = ""
-    since: float = 0.0
     restarts: int = 0
 
 
@@ -60,6 +52,7 @@ def found_node(container: Container) -> FoundNode:
         id=container.id,
         role=labels.get(ROLE_LABEL, ""),
         group=labels.get(GROUP_LABEL, ""),
+        cluster=labels.get(CLUSTER_LABEL, ""),
         running=container.running,
         state=_state(container),
         fingerprint=labels.get(FINGERPRINT_LABEL, ""),
@@ -93,6 +86,8 @@ class FoundHost:
     engine: Engine = Engine()
     containers: tuple[Container, ...] = ()
     supervised: tuple[FoundNode, ...] = ()
+    image_name: str = ""
+    """The image this host is to run: its group's, else its accelerator's usual one."""
     image: Image | None = None
     unpullable: str = ""
     contents: ImageContents | None = None

@@ -32,7 +32,7 @@ def refusals(
         reasons.extend(_of_host(wanted, found))
         reasons.extend(shares[found.host.name].problems)
         if wanted.runtime == "docker":
-            reasons.extend(_of_image(group, found))
+            reasons.extend(_of_image(found))
         elif found.contents is not None:
             reasons.extend(_of_contents(f"{found.host.name}: {wanted.python}", found))
     reasons.extend(_differences(group, members))
@@ -71,26 +71,27 @@ def _taken_ports(wanted: Wanted, found: FoundHost) -> Iterable[str]:
             yield f"{found.host.name}: {listener} (choose another in config.env)"
 
 
-def _of_image(group: WantedGroup, found: FoundHost) -> Iterable[str]:
+def _of_image(found: FoundHost) -> Iterable[str]:
     name = found.host.name
     if found.engine.problem:
         return
-    if not group.image:
-        yield f"{name}: no image is set for group {group.name}: set IMAGE"
+    image = found.image_name
+    if not image:
+        yield f"{name}: {found.cards.vendor} has no usual image: set IMAGE"
     elif found.image is None:
         if found.unpullable:
             yield (
-                f"{name}: image {group.image} is not there and cannot be pulled:"
+                f"{name}: image {image} is not there and cannot be pulled:"
                 f" {found.unpullable} (bring it with `vllmdeploy image push`, or docker load)"
             )
     else:
         if found.image.arch and found.system.arch and found.image.arch != found.system.arch:
             yield (
-                f"{name}: image {group.image} is built for {found.image.arch},"
+                f"{name}: image {image} is built for {found.image.arch},"
                 f" the host is {found.system.arch}"
             )
         else:
-            yield from _of_contents(f"{name}: image {group.image}", found)
+            yield from _of_contents(f"{name}: image {image}", found)
 
 
 def _of_contents(subject: str, found: FoundHost) -> Iterable[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vllmdeploy.core.command import Command
+from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.layout import (
     CACHE_MOUNT,
     LOGS_MOUNT,
@@ -18,7 +19,7 @@ from vllmdeploy.core.layout import (
 )
 from vllmdeploy.core.spec import ContainerSpec, Mount, NodeSpec, fingerprint
 from vllmdeploy.plan.node import Member, token_path
-from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.observed import FoundHost, FoundNode, found_node
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import docker
 
@@ -37,6 +38,8 @@ class Made:
 
 
 class Supervisor(Protocol):
+    def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]: ...
+
     def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made: ...
 
     def start(self, node: FoundNode, layout: Layout) -> Command: ...
@@ -67,6 +70,13 @@ def warden(node: NodeSpec, *, run: str, logs: str, services: str) -> tuple[str, 
 @dataclass(frozen=True, slots=True)
 class InDocker:
     """PID 1 of a container that Docker starts again."""
+
+    def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]:
+        return Fact(
+            name="containers",
+            command=docker.CONTAINERS.command,
+            parse=lambda result: tuple(map(found_node, docker.CONTAINERS.parse(result))),
+        )
 
     def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made:
         layout = member.layout
@@ -110,7 +120,7 @@ def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
     image = member.found.image
     return ContainerSpec(
         name=node.name,
-        image=image.id if image else wanted.groups[node.group].image,
+        image=image.id if image else member.found.image_name,
         entrypoint="python3",
         command=warden(node, run=RUN_MOUNT, logs=LOGS_MOUNT, services=SERVICES_MOUNT),
         environment={
@@ -162,3 +172,7 @@ def _owner(found: FoundHost) -> str:
     if contents is None or (contents.uid, contents.gid) == (0, 0):
         return ""
     return f"{contents.uid}:{contents.gid}"
+
+
+def supervisor(wanted: Wanted) -> Supervisor:
+    return InDocker()

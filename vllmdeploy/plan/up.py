@@ -15,7 +15,7 @@ from vllmdeploy.plan.node import Member, node_spec
 from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.supervise import Made, Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import docker, files, ray
+from vllmdeploy.tools import docker, files, ray, warden
 
 # A node that Ray has not seen for this long, with a warden that thinks all is well, is started
 # anew; before that it is given time.
@@ -35,8 +35,6 @@ def plan_up(
     groups: Mapping[str, GroupPlan],
     payload: Payload,
     supervisor: Supervisor,
-    *,
-    now: float,
 ) -> Plan:
     """Every reason to refuse is raised at once; otherwise the steps, empty where all is well."""
     reasons = [reason for group in groups.values() for reason in group.refusals]
@@ -46,7 +44,31 @@ def plan_up(
     for name, group in groups.items():
         for note in group.notes:
             draft.note(note)
-        _Bringing(wanted, name, group.members, payload, supervisor, now, draft).write()
+        _Bringing(wanted, name, group.members, payload, supervisor, draft).write()
+    return draft.finished()
+
+
+def plan_pulls(wanted: Wanted, groups: Mapping[str, GroupPlan]) -> Plan:
+    """Images that hosts lack. They come first and alone: what is inside them decides the rest."""
+    draft = Draft()
+    for group in groups.values():
+        for member in group.members:
+            if wanted.runtime == "docker" and member.found.image is None and not group.refusals:
+                add_pull(draft, member)
+    return draft.finished()
+
+
+def add_pull(draft: Draft, member: Member) -> str:
+    image = member.found.image_name
+    command = member.found.access.of(docker.pull(image))
+    return draft.add(Step(member.name, "pull", f"image {image}", "not there", Run(command)))
+
+
+def plan_worker(wanted: Wanted, member: Member, payload: Payload, supervisor: Supervisor) -> Plan:
+    """One worker alone, on its own host: the head is elsewhere and not ours to touch."""
+    draft = Draft()
+    bringing = _Bringing(wanted, member.found.host.group, (member,), payload, supervisor, draft)
+    bringing.write_worker()
     return draft.finished()
 
 
@@ -59,7 +81,6 @@ class _Bringing:
     members: tuple[Member, ...]
     payload: Payload
     supervisor: Supervisor
-    now: float
     draft: Draft
 
     def write(self) -> None:
@@ -73,6 +94,21 @@ class _Bringing:
         ]
         if made or joined or self._reported_missing():
             self._all_there(head, (*made, *head_ready, *joined))
+
+    def write_worker(self) -> None:
+        (worker,) = self.members
+        made = self._node(worker, needs=(), head_changed=False)
+        if not made:
+            return
+        name = preflight.node_name(self.wanted, worker.found)
+        ask = self.supervisor.ctl(name, worker.layout, self.wanted.package, "status")
+        wait = Wait(
+            command=ask,
+            missing=warden.ray_missing,
+            limit_s=self.wanted.patience_s,
+            explain=(self._last_words(worker),),
+        )
+        self._add(worker, "await", "Ray worker", f"it joins {worker.head.ip}", wait, made)
 
     @property
     def _generation(self) -> int:
@@ -121,7 +157,7 @@ class _Bringing:
         if head_changed:
             return "the head starts anew"
         lost = any(line.startswith(f"{member.name} ") for line in self._reported_missing())
-        settled = warden is not None and self.now - warden.since > _LOST_AFTER_S
+        settled = warden is not None and warden.since_s > _LOST_AFTER_S
         return "Ray does not report it" if lost and settled else ""
 
     def _reported_missing(self) -> tuple[str, ...]:
@@ -211,10 +247,9 @@ class _Bringing:
         )
 
     def _pull(self, member: Member) -> tuple[str, ...]:
-        image = self.wanted.groups[self.group].image
         if self.wanted.runtime != "docker" or member.found.image is not None:
             return ()
-        return (self._add(member, "pull", f"image {image}", "not there", Run(docker.pull(image))),)
+        return (add_pull(self.draft, member),)
 
     def _package(self, member: Member) -> tuple[str, ...]:
         sha = self.wanted.package

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.spec import ContainerSpec, Mount
 from vllmdeploy.errors import last_line
@@ -346,6 +346,19 @@ def _parse_contents(result: Result) -> ImageContents:
         return ImageContents(problem=f"its answer is not readable: {line[:200]}")
 
 
-def pullable(reference: str) -> Command:
-    """Asks the registry for the manifest; downloads nothing."""
-    return script('docker manifest inspect "$1" > /dev/null', reference, root=True).within(30)
+def interpreter(python: str) -> Fact[ImageContents]:
+    """The same question to an interpreter on the host, for nodes that run without Docker."""
+    return Fact(
+        name="interpreter",
+        command=Command((python, "-c", _PROBE_PYTHON), limit_s=30),
+        parse=_parse_contents,
+    )
+
+
+def pullable(reference: str) -> Fact[str]:
+    """Why the registry would not give the image; empty where it would. Downloads nothing."""
+    return Fact(
+        name="registry",
+        command=Command(("docker", "manifest", "inspect", reference), limit_s=25, root=True),
+        parse=lambda result: "" if result.ok else last_line(result.stderr),
+    )

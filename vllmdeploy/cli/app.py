@@ -1,0 +1,92 @@
+"""The command line: options for all commands, the commands, and how an error leaves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllmdeploy import __version__
+from vllmdeploy.cli import cluster, init, output
+from vllmdeploy.cli.context import World
+from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
+
+app = typer.Typer(
+    name="vllmdeploy",
+    help="From bare GPU servers to a monitored LLM API, and kept there:"
+    " Ray clusters and vLLM over SSH and Docker.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="--config, --nodes and --json may stand before or after the command.",
+)
+
+# Options of the whole program with the number of values that follow them.
+_EVERYWHERE = {"--config": 1, "--nodes": 1, "--json": 0}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.answer(f"vllmdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    context: typer.Context,
+    *,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file. Default: config.env, where it is there.")
+    ] = None,
+    nodes: Annotated[
+        Path | None, typer.Option(help="List of hosts. Default: WORKER_NODES_FILE.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if context.obj is None:
+        context.obj = World(config=config, nodes=nodes, json=json)
+
+
+def hoisted(argv: Sequence[str]) -> list[str]:
+    """The program's own options moved before the command, so that they may stand anywhere.
+
+    Behind `--` nothing is ours.
+    """
+    own: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+            break
+        name, equals, _ = word.partition("=")
+        values = _EVERYWHERE.get(name)
+        if values is None or (equals and values == 0):
+            rest.append(word)
+            continue
+        own.append(word)
+        if values and not equals:
+            own += [value for value in (next(words, None),) if value is not None]
+    return own + rest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = hoisted(sys.argv[1:] if argv is None else argv)
+    try:
+        app(args=arguments, prog_name="vllmdeploy")
+    except VllmdeployError as error:
+        output.error(error)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        output.say("interrupted; the next run goes on from here")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+app.command()(init.init)
+cluster.mount(app)

@@ -1,0 +1,71 @@
+"""What every command that changes hosts does with its plan: show, ask, carry out, conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from vllmdeploy.cli import output
+
+if TYPE_CHECKING:
+    from vllmdeploy.cli.context import World
+    from vllmdeploy.core.plan import Plan
+    from vllmdeploy.effects.execute import OnEvent, Stop
+    from vllmdeploy.workflows.cluster import Applied
+    from vllmdeploy.workflows.session import Session
+
+
+def show_plan(here: World, decided: Plan) -> None:
+    if here.json:
+        output.document(output.plan_document(decided))
+    else:
+        output.answer(output.plan_text(decided))
+
+
+def carry_out(
+    here: World,
+    session: Session,
+    decided: Plan,
+    what: str,
+    stop: Stop,
+    *,
+    yes: bool,
+    prepare: Callable[[OnEvent], Plan] | None = None,
+) -> None:
+    """`prepare` runs after the yes and before the steps, and may refine the plan."""
+    from vllmdeploy.cli import progress
+    from vllmdeploy.workflows import cluster
+
+    for note in decided.notes:
+        output.say(f"note: {note}")
+    if not decided.steps:
+        output.say("nothing to do")
+        if here.json:
+            output.document({"steps": []})
+        return
+    for step in decided:
+        output.say(output.step_line(step))
+    output.confirm(f"Carry out these {len(decided)} steps?", yes=yes)
+    with progress.shown() as on_event:
+        refined = prepare(on_event) if prepare else decided
+        applied = cluster.apply(session, refined, what, on_event, stop)
+    conclude(here, applied)
+
+
+def conclude(here: World, applied: Applied) -> None:
+    """Each failure once; the first one's exit code."""
+    if here.json:
+        output.document({"steps": [output.outcome_document(one) for one in applied.outcomes]})
+    for outcome in applied.failed:
+        if outcome.error:
+            output.error(outcome.error)
+    if applied.skipped:
+        output.say(f"{len(applied.skipped)} steps skipped because they need what failed")
+    first = next((one.error for one in applied.failed if one.error), None)
+    if first:
+        raise typer.Exit(first.exit_code)
+    if applied.skipped:
+        raise KeyboardInterrupt
+    output.say(f"done: {len(applied.outcomes)} steps")

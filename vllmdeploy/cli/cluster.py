@@ -1,0 +1,221 @@
+"""`plan`, `up`, `down`, `status`, `logs`, `unlock`: the whole fleet from one machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vllmdeploy.cli import output
+from vllmdeploy.cli.carry import carry_out, show_plan
+from vllmdeploy.cli.context import World, world
+
+if TYPE_CHECKING:
+    from vllmdeploy.core.plan import Plan
+    from vllmdeploy.effects.execute import OnEvent
+    from vllmdeploy.workflows.session import Session
+    from vllmdeploy.workflows.status import FleetStatus
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show every command and its cause; run none.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Contact no host; plan for hosts that have nothing yet.")
+]
+Cards = Annotated[
+    int, typer.Option("--cards", min=0, help="With --offline: cards per host.", metavar="N")
+]
+
+
+def mount(app: typer.Typer) -> None:
+    for command in (plan, up, down, status, logs, unlock):
+        app.command()(command)
+
+
+def plan(context: typer.Context, *, offline: Offline = False, cards: Cards = 8) -> None:
+    """Show what `up` would do and why, and change nothing.
+
+    Example: vllmdeploy plan --offline --cards 4
+    """
+    show_plan(world(context), _decided(world(context), offline=offline, cards=cards))
+
+
+def up(
+    context: typer.Context,
+    *,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    offline: Offline = False,
+    cards: Cards = 8,
+) -> None:
+    """Bring the fleet up: Ray nodes on every host, until Ray reports all hosts and all cards.
+
+    Example: vllmdeploy up --dry-run
+    """
+    here = world(context)
+    if dry_run or offline:
+        show_plan(here, _decided(here, offline=offline, cards=cards))
+        return
+    from vllmdeploy.workflows import cluster
+
+    with here.session(here.loaded()) as session:
+        session.need_all()
+        with cluster.locked(session, "up") as stop:
+            found = session.look_at_all()
+            decided = cluster.decide_up(session, found)
+
+            def with_images(on_event: OnEvent) -> Plan:
+                return cluster.decide_with_images(session, found, on_event, stop)
+
+            carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
+
+
+def down(
+    context: typer.Context,
+    *,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Also remove specs, secrets, logs and caches.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> None:
+    """Stop and remove what is ours on every host; specs and secrets stay unless --forget.
+
+    Example: vllmdeploy down --yes
+    """
+    from vllmdeploy.workflows import cluster
+
+    here = world(context)
+    with here.session(here.loaded()) as session:
+        if dry_run:
+            found = session.look_at_those_there(cards=False)
+            show_plan(here, cluster.decide_down(session, found, forget=forget))
+            return
+        with cluster.locked(session, "down") as stop:
+            found = session.look_at_those_there(cards=False)
+            decided = cluster.decide_down(session, found, forget=forget)
+            carry_out(here, session, decided, "down", stop, yes=yes)
+        for failure in session.failures.values():
+            raise failure
+
+
+def status(
+    context: typer.Context,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking, every 2 s.")] = False,
+) -> None:
+    """Show every host: its node, what Ray says of it, its cards, and why it is not ready.
+
+    Example: vllmdeploy status --json
+    """
+    from vllmdeploy.workflows.status import fleet_status
+
+    here = world(context)
+    with here.session(here.loaded()) as session:
+        if watch:
+            _watch(here, session)
+            return
+        seen = fleet_status(session, session.look(for_plan=False))
+        _show_status(here, seen)
+        for failure in session.failures.values():
+            raise failure
+
+
+def logs(
+    context: typer.Context,
+    hosts: Annotated[list[str] | None, typer.Argument(help="Hosts. Default: all.")] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing.")] = False,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="Lines per host.")] = 100,
+) -> None:
+    """Show the nodes' logs, each line with its host's name.
+
+    Example: vllmdeploy logs gpu-02 -f
+    """
+    from vllmdeploy.workflows.logs import chosen, show_logs
+
+    here = world(context)
+    loaded = here.loaded()
+    wanted = chosen(loaded.fleet, hosts or [])
+    with here.session(loaded, wanted) as session:
+        show_logs(session, wanted, tail=tail, follow=follow, on_line=output.answer)
+        for failure in session.failures.values():
+            raise failure
+
+
+def unlock(context: typer.Context, *, yes: Yes = False) -> None:
+    """Remove the fleet's lock when the run that took it is dead; show what says so.
+
+    Example: vllmdeploy unlock
+    """
+    from vllmdeploy.workflows.unlock import look, remove
+
+    here = world(context)
+    loaded = here.loaded()
+    with here.session(loaded, (loaded.fleet.head,)) as session:
+        session.need_all()
+        found = look(session)
+        output.say(found.text)
+        if not found.held:
+            return
+        if not found.gone:
+            output.say("That run may be alive: two runs at once can break a fleet.")
+        output.confirm("Remove the lock?", yes=yes and found.gone)
+        remove(session)
+        output.say("the lock is removed")
+
+
+def _decided(here: World, *, offline: bool, cards: int) -> Plan:
+    from vllmdeploy.workflows import cluster
+
+    loaded = here.loaded()
+    if offline:
+        from vllmdeploy.workflows.offline import decide_offline
+
+        return decide_offline(loaded, cards=cards)
+    with here.session(loaded) as session:
+        return cluster.decide_up(session, session.look_at_all())
+
+
+def _show_status(here: World, seen: FleetStatus) -> None:
+    if here.json:
+        output.document(seen.document())
+    else:
+        output.answer(status_text(seen))
+
+
+def status_text(seen: FleetStatus) -> str:
+    rows = [
+        (
+            host.host,
+            host.group,
+            host.role,
+            host.state,
+            host.ip or "-",
+            "-" if host.cards is None else str(host.cards),
+            host.vendor or "-",
+            str(host.restarts),
+            host.why,
+        )
+        for host in seen.hosts
+    ]
+    headings = ("HOST", "GROUP", "ROLE", "STATE", "IP", "CARDS", "VENDOR", "RESTARTS", "WHY")
+    ready = sum(host.state == "ready" for host in seen.hosts)
+    cards = sum(host.cards or 0 for host in seen.hosts)
+    summary = f"{seen.cluster}: {ready} of {len(seen.hosts)} hosts ready, {cards} cards in Ray"
+    warnings = (f"warning: {text}" for text in seen.warnings)
+    return "\n".join((output.table(headings, rows), summary, *warnings))
+
+
+def _watch(here: World, session: Session) -> None:
+    import time
+
+    from vllmdeploy.workflows.status import fleet_status
+
+    while True:
+        seen = fleet_status(session, session.look(for_plan=False))
+        if not here.json:
+            output.clear()
+        _show_status(here, seen)
+        time.sleep(2)

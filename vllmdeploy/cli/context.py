@@ -1,0 +1,85 @@
+"""What a command gets from outside: files, environment, shells. Tests hand in another one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from vllmdeploy.config.settings import Loaded, Settings
+    from vllmdeploy.core.host import Host
+    from vllmdeploy.effects.shell import Shell
+    from vllmdeploy.errors import HostError
+    from vllmdeploy.workflows.session import Connect, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Options that stand before or after every command, and the way to the hosts."""
+
+    config: Path | None = None
+    nodes: Path | None = None
+    json: bool = False
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    connect: Connect | None = None
+
+    def loaded(
+        self, overrides: Mapping[str, object] | None = None, *, bare_names: bool = False
+    ) -> Loaded:
+        from vllmdeploy.accelerators.registry import VENDORS
+        from vllmdeploy.cli import output
+        from vllmdeploy.config.settings import load
+
+        loaded = load(
+            config_path=self.config,
+            nodes_path=self.nodes,
+            environ=self.environ,
+            overrides=overrides,
+            bare_names=bare_names,
+            accelerators=tuple(VENDORS),
+        )
+        for note in loaded.notes:
+            output.say(f"note: {note}")
+        if loaded.bare:
+            output.say(f"note: taken from the environment: {', '.join(loaded.bare)}")
+        return loaded
+
+    def settings(self) -> Settings:
+        return self.loaded().settings
+
+    @contextmanager
+    def session(self, loaded: Loaded, hosts: Sequence[Host] | None = None) -> Generator[Session]:
+        """Connections to all hosts, or to some of them, closed whatever happens."""
+        from vllmdeploy.workflows.session import Session
+
+        wanted = loaded.fleet.hosts if hosts is None else tuple(hosts)
+        shells, failures = (self.connect or _connect)(wanted, loaded.settings)
+        session = Session(loaded, shells, failures)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def _connect(
+    hosts: Sequence[Host], settings: Settings
+) -> tuple[Mapping[str, Shell], dict[str, HostError]]:
+    from vllmdeploy.cli import output
+    from vllmdeploy.workflows.connecting import connect_all
+
+    return connect_all(hosts, settings, ask_password=output.ask_password)
+
+
+def world(context: typer.Context) -> World:
+    return cast("World", context.obj)
+
+
+def terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()

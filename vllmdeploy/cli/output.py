@@ -1,0 +1,113 @@
+"""Everything a person or a program sees: words on stderr, answers on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vllmdeploy.errors import UsageError, VllmdeployError
+
+if TYPE_CHECKING:
+    from vllmdeploy.core.plan import Plan, Step
+    from vllmdeploy.effects.execute import StepOutcome
+
+
+def say(text: str) -> None:
+    """Words for a person, never part of the answer."""
+    typer.echo(clean(text), err=True)
+
+
+def answer(text: str) -> None:
+    typer.echo(clean(text))
+
+
+def document(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def clean(text: str) -> str:
+    """What hosts say may hold escape sequences; a terminal must not obey them."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}"
+        for letter in text
+    )
+
+
+def clear() -> None:
+    """A fresh screen, where there is one."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[2J\x1b[H")
+
+
+def error(problem: VllmdeployError) -> None:
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(clean(str(problem)), err=True)
+
+
+def ask_password(prompt: str) -> str | None:
+    """A password typed blind; None where nobody sits at the terminal."""
+    if not sys.stdin.isatty():
+        return None
+    return typer.prompt(prompt, hide_input=True, err=True)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on, or leave with exit code 2 and nothing done."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody to ask here: nothing was done", hint="say --yes to go ahead")
+    if not typer.confirm(question, err=True):
+        raise UsageError("declined: nothing was done")
+
+
+def step_line(step: Step) -> str:
+    return f"# {step.key} ({step.cause})"
+
+
+def plan_text(plan: Plan) -> str:
+    """The contract's form: what and why, then the exact command."""
+    lines = [f"# note: {note}" for note in plan.notes]
+    for step in plan:
+        lines += [step_line(step), str(step.command)]
+    return "\n".join(lines) if plan.steps else "\n".join((*lines, "# nothing to do"))
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    return {"steps": [step_document(step) for step in plan], "notes": list(plan.notes)}
+
+
+def step_document(step: Step) -> dict[str, Any]:
+    return {
+        "host": step.host,
+        "verb": step.verb,
+        "subject": step.subject,
+        "cause": step.cause,
+        "needs": list(step.needs),
+        "argv": list(step.command.argv),
+    }
+
+
+def outcome_document(outcome: StepOutcome) -> dict[str, Any]:
+    return {
+        **step_document(outcome.step),
+        "outcome": outcome.outcome.value,
+        "seconds": round(outcome.seconds, 3),
+        **({"error": outcome.error.message} if outcome.error else {}),
+        **({"because": outcome.because} if outcome.because else {}),
+    }
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the last one is not padded."""
+    cells = [list(map(clean, row)) for row in (headings, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)),)).rstrip()
+        for row in cells
+    )

@@ -1,0 +1,173 @@
+"""Look at all hosts at once: few questions to each, and nothing decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from vllmdeploy.accelerators import registry
+from vllmdeploy.core.card import CardReport, Presence
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.host import Host
+from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.fanout import each
+from vllmdeploy.effects.shell import Shell
+from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.supervise import Supervisor
+from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.tools import access, docker, files, network, ray, system, warden
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looking:
+    """What to look for, and how closely: a plan needs more than a status does."""
+
+    wanted: Wanted
+    supervisor: Supervisor
+    sudo: access.Sudo = "auto"
+    for_plan: bool = True
+    cards: bool = True
+
+
+def observe(
+    hosts: Sequence[Host], shells: Mapping[str, Shell], looking: Looking
+) -> dict[str, FoundHost | VllmdeployError]:
+    """Every host, or why it could not be looked at; one bad host delays no other."""
+    answers = each(hosts, lambda host: _look(host, shells[host.name], looking))
+    found = dict(zip((host.name for host in hosts), answers, strict=True))
+    if looking.for_plan:
+        found.update(_reached(found, shells))
+    return found
+
+
+def _look(host: Host, shell: Shell, looking: Looking) -> FoundHost:
+    wanted = looking.wanted
+    rights, presence = ask(shell, (access.rights(wanted.cluster, looking.sudo), registry.PRESENCE))
+    way = access.decide(wanted.cluster, looking.sudo, rights)
+    cards = _vendor(host, presence, looking)
+    image = wanted.groups[host.group].image or registry.named(cards.vendor).default_image
+    start = FoundHost(host=host, access=way, cards=cards, image_name=image)
+    found = _first_look(start, shell, looking)
+    return _second_look(found, shell, looking)
+
+
+class _Questions:
+    """Facts gathered under names, asked in one round trip."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Fact[Any]] = {}
+
+    def add(self, name: str, fact: Fact[Any], *, wanted: bool = True) -> None:
+        if wanted:
+            self._facts[name] = fact
+
+    def asked(self, shell: Shell, way: access.Access) -> dict[str, Any]:
+        if not self._facts:
+            return {}
+        return dict(zip(self._facts, ask(shell, list(self._facts.values()), way), strict=True))
+
+
+def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
+    layout, wanted = found.access.layout, looking.wanted
+    in_docker = wanted.runtime == "docker"
+    questions = _Questions()
+    questions.add("system", system.system(layout.root))
+    questions.add("links", network.LINKS)
+    questions.add("engine", docker.ENGINE, wanted=in_docker)
+    questions.add("containers", docker.CONTAINERS, wanted=in_docker)
+    questions.add("supervised", looking.supervisor.found(layout), wanted=not in_docker)
+    questions.add("wardens", warden.statuses(layout.runs))
+    image = found.image_name
+    questions.add("image", docker.image(image), wanted=in_docker and bool(image))
+    questions.add("listeners", system.LISTENERS, wanted=looking.for_plan)
+    questions.add("firewall", system.FIREWALL, wanted=looking.for_plan)
+    questions.add("packages", files.listing(layout.packages))
+    questions.add("secrets", files.digests(layout.secrets), wanted=looking.for_plan)
+    said = questions.asked(shell, found.access)
+    supervised = cast("tuple[FoundNode, ...]", said.pop("supervised", ()))
+    ours = tuple(node for node in supervised if node.cluster in ("", wanted.cluster))
+    return replace(found, **said, supervised=ours)
+
+
+def _vendor(host: Host, presence: Presence, looking: Looking) -> CardReport:
+    group = looking.wanted.groups[host.group]
+    choice = registry.choose(presence, wanted=host.accelerator or group.accelerator)
+    return registry.completed(CardReport(vendor=choice.vendor), choice)
+
+
+def _second_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
+    """What could only be asked once the first answers were there."""
+    wanted, layout = looking.wanted, found.access.layout
+    questions = _Questions()
+    vendor = registry.named(found.cards.vendor)
+    questions.add("cards", vendor.cards, wanted=looking.cards)
+    questions.add("contents", _contents(found, wanted), wanted=_has_contents(found, looking))
+    image = found.image_name
+    missing = wanted.runtime == "docker" and bool(image) and found.image is None
+    no_problem = not found.engine.problem
+    questions.add(
+        "unpullable", docker.pullable(image), wanted=looking.for_plan and missing and no_problem
+    )
+    head = next(
+        (node for node in found.ours(wanted.cluster) if node.role == "ray-head" and node.running),
+        None,
+    )
+    if head is not None:
+        command = looking.supervisor.ctl(head.name, layout, head.package, "nodes")
+        questions.add("ray", ray.cluster(command.within(10)))
+    said = questions.asked(shell, found.access)
+    if "cards" in said:
+        report = cast("CardReport", said["cards"])
+        said["cards"] = _merged(found.cards, report)
+    return replace(found, **said)
+
+
+def _merged(before: CardReport, report: CardReport) -> CardReport:
+    """The tool's word, and where it names no card, what /sys showed before it was asked."""
+    if report.cards or not before.cards:
+        problem = before.problem if not before.cards else ""
+        return replace(report, problem=report.problem or problem)
+    return replace(before, problem=report.problem or before.problem)
+
+
+def _has_contents(found: FoundHost, looking: Looking) -> bool:
+    if not looking.for_plan:
+        return False
+    return looking.wanted.runtime != "docker" or found.image is not None
+
+
+def _contents(found: FoundHost, wanted: Wanted) -> Fact[docker.ImageContents]:
+    if wanted.runtime != "docker" or found.image is None:
+        return docker.interpreter(wanted.python)
+    kept = f"{found.access.layout.probes}/{found.image.short}"
+    return docker.probe(found.image.id, wanted.docker_arguments, kept)
+
+
+def _reached(
+    found: Mapping[str, FoundHost | VllmdeployError], shells: Mapping[str, Shell]
+) -> dict[str, FoundHost | VllmdeployError]:
+    """Every host of a group tries every other, on every address that they might use."""
+    there = [host for host in found.values() if isinstance(host, FoundHost)]
+    groups: dict[str, list[FoundHost]] = {}
+    for host in there:
+        groups.setdefault(host.host.group, []).append(host)
+    several = [host for host in there if len(groups[host.host.group]) > 1]
+
+    def try_others(host: FoundHost) -> FoundHost:
+        others = [other for other in groups[host.host.group] if other is not host]
+        tried: dict[str, str] = {}
+        for port in sorted({other.host.port or 22 for other in others}):
+            ips = [ip for other in others if (other.host.port or 22) == port for ip in _ips(other)]
+            tried.update(ask_one(shells[host.host.name], network.reach(ips, port)))
+        return replace(host, reach=tried)
+
+    answers = each(several, try_others)
+    return dict(zip((host.host.name for host in several), answers, strict=True))
+
+
+def _ips(found: FoundHost) -> list[str]:
+    return [link.ip for link in found.links.interfaces if link.for_fleet]

@@ -1,0 +1,81 @@
+"""The warden's status files on a host, as they are read from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from vllmdeploy.core.command import Result, script
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.errors import last_line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warden:
+    """What a node's warden says of its Ray; `since_s` is its age by the host's own clock."""
+
+    state: str = ""
+    reason: str = ""
+    since_s: float = 0.0
+    restarts: int = 0
+
+
+_STATUSES = """
+date +@@now@@%s
+for file in "$1"/*/status.json; do
+  [ -r "$file" ] || continue
+  folder=${file%/*}
+  printf '@@node@@%s\\n' "${folder##*/}"
+  cat "$file"
+done
+exit 0
+"""
+
+
+def _parse_statuses(result: Result) -> dict[str, Warden]:
+    _, _, said = result.stdout.partition("@@now@@")
+    clock, _, rest = said.partition("\n")
+    now = float(clock) if clock.isdigit() else 0.0
+    found: dict[str, Warden] = {}
+    for part in rest.split("@@node@@")[1:]:
+        name, _, document = part.partition("\n")
+        found[name] = _warden(document, now)
+    return found
+
+
+def _warden(document: str, now: float) -> Warden:
+    try:
+        shown = cast("dict[str, Any]", json.loads(document))
+        ray = cast("dict[str, Any]", shown["ray"])
+        since = float(ray.get("since") or now)
+        return Warden(
+            state=str(ray.get("state", "")),
+            reason=str(ray.get("reason") or ""),
+            since_s=max(0.0, now - since),
+            restarts=int(ray.get("restarts") or 0),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Warden(state="unreadable", reason="its status file is not readable")
+
+
+def statuses(runs: str) -> Fact[Mapping[str, Warden]]:
+    """Every node of a host by name: `runs` is the state folder's `run`."""
+    return Fact(
+        name="wardens",
+        command=script(_STATUSES, runs, root=True).within(10),
+        parse=_parse_statuses,
+    )
+
+
+def ray_missing(result: Result) -> str | None:
+    """What a node's own warden still waits for; None when its Ray runs."""
+    try:
+        shown = cast("dict[str, Any]", json.loads(result.stdout))
+        child = cast("dict[str, Any]", shown["ray"])
+    except (ValueError, KeyError, TypeError):
+        return last_line(result.output)
+    if child.get("state") == "running":
+        return None
+    return f"{child.get('state')}: {child.get('reason') or 'no reason given'}"

@@ -1,0 +1,118 @@
+"""`plan`, `up`, `down`: look at all hosts, decide, show, carry out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vllmdeploy.accelerators import registry
+from vllmdeploy.core.command import check
+from vllmdeploy.core.plan import Plan
+from vllmdeploy.effects import lock
+from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.audit import record
+from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, execute
+from vllmdeploy.plan.down import plan_down
+from vllmdeploy.plan.group import GroupPlan, decide_group
+from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.up import Payload, plan_pulls, plan_up
+from vllmdeploy.tools import access, files
+from vllmdeploy.workflows.session import Session
+
+_TOKEN_BYTES = 32
+
+
+def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
+    """The plan that brings the fleet up from what was found on it."""
+    groups = decide_groups(session, found)
+    payload = Payload(package=session.package[0], token=_token(session, found))
+    return plan_up(session.wanted, groups, payload, session.supervisor)
+
+
+def decide_with_images(
+    session: Session, found: Mapping[str, FoundHost], on_event: OnEvent, stop: Stop
+) -> Plan:
+    """Pull what is missing and decide anew: only then is it known what the images hold."""
+    pulls = plan_pulls(session.wanted, decide_groups(session, found))
+    if not pulls.steps:
+        return decide_up(session, found)
+    for outcome in execute(pulls, session.shells, on_event, stop=stop):
+        if outcome.error:
+            raise outcome.error
+    return decide_up(session, session.look_at_all())
+
+
+def decide_groups(session: Session, found: Mapping[str, FoundHost]) -> dict[str, GroupPlan]:
+    return {
+        name: decide_group(
+            session.wanted,
+            name,
+            [found[host.name] for host in session.fleet.group(name)],
+            lambda host: registry.named(host.cards.vendor),
+        )
+        for name in session.fleet.groups
+    }
+
+
+def _token(session: Session, found: Mapping[str, FoundHost]) -> str:
+    """The head's copy is the truth; where it has none, one is made."""
+    head = found[session.lead.name]
+    if "ray/ray_token" not in head.secrets:
+        return secrets.token_hex(_TOKEN_BYTES)
+    command = head.access.of(files.read(head.access.layout.ray_token))
+    result = session.shells[head.host.name].run(command)
+    return check(head.host.name, command, result, doing="reading the Ray token").stdout.strip()
+
+
+def decide_down(session: Session, found: Mapping[str, FoundHost], *, forget: bool) -> Plan:
+    return plan_down(session.wanted, list(found.values()), session.supervisor, forget=forget)
+
+
+@contextmanager
+def locked(session: Session, what: str) -> Generator[Stop]:
+    """The fleet's lock on the head, for the whole of looking, deciding and doing."""
+    head = session.lead.name
+    if head in session.failures:
+        raise session.failures[head]
+    shell = session.shells[head]
+    way = head_access(session)
+    stop = Stop.new()
+    with lock.held(shell, way, what, stop):
+        yield stop
+
+
+def head_access(session: Session) -> access.Access:
+    shell = session.shells[session.lead.name]
+    cluster = session.wanted.cluster
+    rights = ask_one(shell, access.rights(cluster, session.sudo))
+    return access.decide(cluster, session.sudo, rights)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    outcomes: tuple[StepOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[StepOutcome, ...]:
+        return tuple(one for one in self.outcomes if one.outcome is Outcome.FAILED)
+
+    @property
+    def skipped(self) -> tuple[StepOutcome, ...]:
+        return tuple(one for one in self.outcomes if one.outcome is Outcome.SKIPPED)
+
+
+def apply(session: Session, plan: Plan, what: str, on_event: OnEvent, stop: Stop) -> Applied:
+    """Carry the plan out; one line in the head's audit log says what came of it."""
+    applied: Applied | None = None
+    try:
+        applied = Applied(execute(plan, session.shells, on_event, stop=stop))
+        return applied
+    finally:
+        record(
+            session.shells[session.lead.name],
+            head_access(session),
+            what,
+            applied.outcomes if applied else None,
+        )

@@ -1,0 +1,145 @@
+"""What a fleet looks like now, as one value for tables and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.tools.ray import RayCluster, RayNode
+from vllmdeploy.workflows.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStatus:
+    """One line of `status`."""
+
+    host: str
+    group: str
+    role: str
+    state: str
+    why: str = ""
+    ip: str = ""
+    cards: int | None = None
+    vendor: str = ""
+    image: str = ""
+    since: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatus:
+    cluster: str
+    hosts: tuple[HostStatus, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        return all(host.state == "ready" for host in self.hosts)
+
+    def document(self) -> dict[str, Any]:
+        return {**asdict(self), "healthy": self.healthy}
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group's own word: what Ray on its head says."""
+
+    cluster: RayCluster | None = None
+    names: set[str] = field(default_factory=set[str])
+
+
+def fleet_status(session: Session, found: Mapping[str, FoundHost | VllmdeployError]) -> FleetStatus:
+    groups: dict[str, _Group] = {}
+    for host in session.fleet.hosts:
+        group = groups.setdefault(host.group, _Group())
+        group.names.add(host.name)
+        there = found[host.name]
+        if isinstance(there, FoundHost) and there.ray is not None:
+            group.cluster = there.ray
+    hosts = tuple(
+        _host_status(session, host.name, found[host.name], groups[host.group].cluster)
+        for host in session.fleet.hosts
+    )
+    return FleetStatus(
+        cluster=session.wanted.cluster,
+        hosts=hosts,
+        warnings=(*_open_doors(session), *_not_in_the_list(groups)),
+    )
+
+
+def _host_status(
+    session: Session, name: str, found: FoundHost | VllmdeployError, cluster: RayCluster | None
+) -> HostStatus:
+    host = session.fleet.named(name)
+    role = "head" if host.head else "worker"
+    if isinstance(found, VllmdeployError):
+        why = found.message.removeprefix(f"{name}: ").splitlines()[0]
+        return HostStatus(host=name, group=host.group, role=role, state="unreachable", why=why)
+    node = next(
+        (one for one in found.ours(session.wanted.cluster) if one.role == f"ray-{role}"), None
+    )
+    seen = cluster.alive().get(name) if cluster else None
+    state, why = _state(found, node, seen, cluster)
+    return HostStatus(
+        host=name,
+        group=host.group,
+        role=role,
+        state=state,
+        why=why,
+        ip=seen.ip if seen else "",
+        cards=_cards(seen),
+        vendor=found.cards.vendor,
+        image=found.image_name if node else "",
+        since=node.started_at if node else "",
+        restarts=node.restarts if node else 0,
+    )
+
+
+def _state(
+    found: FoundHost, node: FoundNode | None, seen: RayNode | None, cluster: RayCluster | None
+) -> tuple[str, str]:
+    """The state of one host's node and why it is not ready."""
+    if found.engine.problem:
+        return "no docker", found.engine.problem
+    if node is None:
+        return "absent", "no node of this cluster; `vllmdeploy up` makes it"
+    if not node.running:
+        return "stopped", f"it is {node.state}; `vllmdeploy up` starts it"
+    if seen:
+        return "ready", ""
+    reason = (cluster.problem if cluster else "") or "Ray does not report it"
+    warden = found.wardens.get(node.name)
+    if warden is None or warden.state == "running":
+        return "not joined", reason
+    return warden.state, warden.reason or reason
+
+
+def _cards(seen: RayNode | None) -> int | None:
+    if seen is None:
+        return None
+    return sum(seen.cards(resource) for resource in ("GPU", "NPU", "HPU"))
+
+
+def _open_doors(session: Session) -> tuple[str, ...]:
+    """What is open to everybody who reaches it is said each time."""
+    settings = session.settings
+    said: list[str] = []
+    if settings.ray_auth == "none":
+        said.append("RAY_AUTH=none: whoever reaches Ray's ports runs code on the hosts")
+    if settings.api_auth == "none":
+        allowed = ",".join(settings.api_allow) or "everybody"
+        said.append(f"API_AUTH=none: the API answers {allowed} without a key")
+    return tuple(said)
+
+
+def _not_in_the_list(groups: Mapping[str, _Group]) -> tuple[str, ...]:
+    return tuple(
+        f"group {name}: Ray also reports {node} ({one.ip}), which is not in the list of hosts"
+        for name, group in groups.items()
+        if group.cluster
+        for node, one in group.cluster.alive().items()
+        if node not in group.names
+    )
