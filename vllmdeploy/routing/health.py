@@ -68,7 +68,7 @@ class Health:
         self.out_until = 0.0
         self._thresholds = thresholds
         self._checks_failed = self._checks_passed = self._faults = self._ejections = 0
-        self._canary_passed = not thresholds.canary
+        self._canary_passed = not thresholds.canary or state is State.READY
         self._canary_tried_at = -math.inf
         self._busy_for = 0.0
         self._returned_at = now

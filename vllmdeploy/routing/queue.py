@@ -54,7 +54,7 @@ class WaitingRoom(Generic[T]):
         self._arrivals = 0
         self._waiting = 0
         self._interval_s = 0.0
-        self._left_at: float | None = None
+        self._left_at = 0.0
 
     def __len__(self) -> int:
         return self._waiting
@@ -86,8 +86,7 @@ class WaitingRoom(Generic[T]):
             entry = heapq.heappop(self._next)[-1]
             if entry.waiting:
                 self._take_out(entry)
-                if self._left_at is not None:
-                    self._measure(now - self._left_at)
+                self._measure(now - self._left_at)
                 self._left_at = now
                 self._sweep()
                 return entry
