@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllmdeploy.accelerators import amd, ascend, cpu, detect, hygon, nvidia
+from vllmdeploy.accelerators import (
+    amd,
+    ascend,
+    cambricon,
+    cpu,
+    detect,
+    gaudi,
+    hygon,
+    iluvatar,
+    intel,
+    metax,
+    mthreads,
+    nvidia,
+    thead,
+)
 from vllmdeploy.accelerators.base import Accelerator
 from vllmdeploy.accelerators.detect import Choice, completed
 from vllmdeploy.core.card import Presence
@@ -12,8 +26,12 @@ from vllmdeploy.core.fact import Fact
 
 __all__ = ["PRESENCE", "VENDORS", "Choice", "choose", "completed", "named"]
 
+_MODULES = (
+    *(nvidia, hygon, amd, ascend, cpu),
+    *(intel, gaudi, mthreads, metax, iluvatar, cambricon, thead),
+)
 VENDORS: Mapping[str, Accelerator] = {
-    module.ACCELERATOR.name: module.ACCELERATOR for module in (nvidia, hygon, amd, ascend, cpu)
+    module.ACCELERATOR.name: module.ACCELERATOR for module in _MODULES
 }
 PRESENCE: Fact[Presence] = detect.presence(VENDORS.values())
 
