@@ -72,7 +72,7 @@ def share_for_ray(found: FoundHost, cluster: str) -> RayShare:
     problems = _wrong_subset(host, found.cards.cards)
     taken = {
         index: who
-        for index, who in _labelled(found).items()
+        for index, (who, _) in _labelled(found).items()
         if not _is_this_ray(found, index, cluster)
     }
     free: list[Card] = []
