@@ -65,7 +65,7 @@ def init(
         answers, workers = _asked()
     if nodes_path != default_nodes:
         answers["WORKER_NODES_FILE"] = str(nodes_path.absolute())
-    config_text, nodes_text = starter_files(answers, workers, nodes_name=str(nodes_path))
+    config_text, nodes_text = starter_files(answers, workers)
     write_files({config: config_text, nodes_path: nodes_text})
     typer.echo(f"wrote {config} and {nodes_path}")
     typer.echo("next: vllmdeploy trust (records the hosts' SSH keys), then vllmdeploy plan")
@@ -101,7 +101,7 @@ def _accepted(text: str, answers: Mapping[str, str], workers: Sequence[str]) -> 
     from vllmdeploy.config.starter import starter_files
 
     try:
-        starter_files(answers, workers, nodes_name="worker_nodes.txt")
+        starter_files(answers, workers)
     except SettingsError as error:
         raise typer.BadParameter("; ".join(error.problems)) from error
     return text

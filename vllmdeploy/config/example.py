@@ -29,7 +29,7 @@ def config_env_example() -> str:
 
 
 def config_env(chosen: Mapping[str, str]) -> str:
-    """The same text with some keys set; a key of a group's image follows IMAGE."""
+    """The same text with some keys set."""
     parts = [_comment("Settings of vllmdeploy. " + _RULES)]
     for section in SECTIONS:
         parts.append(f"\n# ---- {title(section)}\n")
@@ -109,5 +109,5 @@ _PAGE_INTRODUCTION = (
     "`group=hygon-a`. Variables that begin with `VLLMDEPLOY_TEST_` belong to the test suite."
 )
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - the tests call write()
     write(Path())

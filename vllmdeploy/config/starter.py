@@ -11,6 +11,7 @@ from vllmdeploy.config.settings import starting
 from vllmdeploy.config.values import fault
 from vllmdeploy.errors import SettingsError, UsageError
 
+_WORKER = "command line: worker"
 _NODES_HEADER = """\
 # The other hosts of the fleet, one a line: [user@]host[:port], then, where needed,
 #   ip=10.0.0.2         the address that the other hosts use
@@ -24,16 +25,19 @@ _NODES_HEADER = """\
 """
 
 
-def starter_files(
-    answers: Mapping[str, str], workers: Sequence[str], *, nodes_name: str
-) -> tuple[str, str]:
+def starter_files(answers: Mapping[str, str], workers: Sequence[str]) -> tuple[str, str]:
     """The texts of config.env and worker_nodes.txt; all problems of the answers at once."""
-    unfit = [f"command line: worker: {problem}" for problem in map(fault, workers) if problem]
+    unfit = [
+        f"{_WORKER}:{number}: {problem}"
+        for number, problem in enumerate(map(fault, workers), start=1)
+        if problem
+    ]
     if unfit:
         raise SettingsError(unfit)
-    nodes_text = _NODES_HEADER + "".join(f"{worker}\n" for worker in workers)
-    starting(answers, nodes_text=nodes_text, nodes_name=nodes_name)
-    return config_env({key: text for key, text in answers.items() if text}), nodes_text
+    lines = "".join(f"{worker}\n" for worker in workers)
+    starting(answers, nodes_text=lines, nodes_name=_WORKER)
+    chosen = {key: text for key, text in answers.items() if text}
+    return config_env(chosen), _NODES_HEADER + lines
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
