@@ -74,6 +74,7 @@ class Child:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._drain: Callable[[], None] = lambda: None
         self._log = RotatedLog(
             around.logs / f"{spec.name}.log", size_limit=around.log_size, files=around.log_files
         )
@@ -145,7 +146,7 @@ class Child:
             return
         self.pid = started.pid
         around.exits[self.pid] = lambda code: self._ended(started, code)
-        output.follow(started, self._say)
+        self._drain = output.follow(started, self._say)
         self._watch = around.background.start(
             watching.watch(spec.ready, self.handle, lambda: self.life.phase in _UP)
         )
@@ -180,6 +181,7 @@ class Child:
                 self._around.changed()
             await asyncio.sleep(_CLEAR_EVERY_S)
         self.pid = 0
+        self._drain()
         if self.life.failed:
             lines = list(self._lines)
             self._last_failure = {"reason": reason, "at": time.time(), "last_lines": lines}

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from vllmdeploy.node.logs import Lines
 
 
-def follow(started: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
-    """Until every process that holds the pipe has closed it."""
+def follow(started: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> Callable[[], None]:
+    """Until every process that holds the pipe has closed it. What it returns reads the rest now."""
     pipe = started.stdout
     if pipe is None:
         raise ValueError("started without a pipe")
@@ -19,15 +19,21 @@ def follow(started: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> 
     loop = asyncio.get_running_loop()
     lines = Lines()
 
-    def readable() -> None:
+    def read() -> bool:
         try:
             data = os.read(pipe.fileno(), 65_536)
         except BlockingIOError:
-            return
+            return False
         for line in lines.feed(data) if data else lines.rest():
             on_line(line)
         if not data:
             loop.remove_reader(pipe.fileno())
             pipe.close()
+        return bool(data)
 
-    loop.add_reader(pipe.fileno(), readable)
+    def drain() -> None:
+        while not pipe.closed and read():
+            pass
+
+    loop.add_reader(pipe.fileno(), read)
+    return drain
