@@ -11,13 +11,6 @@ for tree in usr etc; do
     mount -t overlay overlay "$root/$tree" \
         -o "lowerdir=/$tree,upperdir=$folder/$tree,workdir=$folder/work-$tree"
 done
-while read -r shown; do
-    [ -n "$shown" ] || continue
-    mkdir -p "$root$shown"
-    mount --bind "$shown" "$root$shown"
-    mount -o remount,bind,ro "$root$shown"
-done <<<"$READ_ONLY"
-
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
@@ -40,6 +33,14 @@ done
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 for stream in stdin:0 stdout:1 stderr:2; do ln -s "/proc/self/fd/${stream#*:}" "$root/dev/${stream%:*}"; done
+
+# After /tmp, since the worktree may be there.
+while read -r shown; do
+    [ -n "$shown" ] || continue
+    mkdir -p "$root$shown"
+    mount --bind "$shown" "$root$shown"
+    mount -o remount,bind,ro "$root$shown"
+done <<<"$READ_ONLY"
 
 # The kernel says 10 Gbit/s for every virtual interface; a host's profile may say otherwise.
 for speed in "$folder"/speed/*; do
