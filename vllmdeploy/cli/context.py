@@ -74,7 +74,7 @@ def _connect(
     from vllmdeploy.cli import output
     from vllmdeploy.workflows.connecting import connect_all
 
-    return connect_all(hosts, settings, ask_password=output.ask_password)
+    return connect_all(hosts, settings, ask=output.ask_password if terminal() else None)
 
 
 def world(context: typer.Context) -> World:
@@ -82,4 +82,5 @@ def world(context: typer.Context) -> World:
 
 
 def terminal() -> bool:
+    """Whether somebody sits here who can be asked."""
     return sys.stdin.isatty() and sys.stdout.isatty()

@@ -49,11 +49,9 @@ def error(problem: VllmdeployError) -> None:
     typer.echo(clean(str(problem)), err=True)
 
 
-def ask_password(prompt: str) -> str | None:
-    """A password typed blind; None where nobody sits at the terminal."""
-    if not sys.stdin.isatty():
-        return None
-    return typer.prompt(prompt, hide_input=True, err=True)
+def ask_password(question: str) -> str:
+    """A password, typed blind."""
+    return str(typer.prompt(question, hide_input=True, err=True))
 
 
 def confirm(question: str, *, yes: bool) -> None:

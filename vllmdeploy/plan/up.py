@@ -20,6 +20,7 @@ from vllmdeploy.tools import docker, files, ray, warden
 # A node that Ray has not seen for this long, with a warden that thinks all is well, is started
 # anew; before that it is given time.
 _LOST_AFTER_S = 120
+_LOOK = "vllmdeploy logs, vllmdeploy status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +99,8 @@ class _Bringing:
     def write_worker(self) -> None:
         (worker,) = self.members
         made = self._node(worker, needs=(), head_changed=False)
-        if not made:
-            return
-        name = preflight.node_name(self.wanted, worker.found)
-        ask = self.supervisor.ctl(name, worker.layout, self.wanted.package, "status")
-        wait = Wait(
-            command=ask,
-            missing=warden.ray_missing,
-            limit_s=self.wanted.patience_s,
-            explain=(self._last_words(worker),),
-        )
-        self._add(worker, "await", "Ray worker", f"it joins {worker.head.ip}", wait, made)
+        if made:
+            self._own_word(worker, "Ray worker", f"it joins {worker.head.ip}", made)
 
     @property
     def _generation(self) -> int:
@@ -283,38 +275,31 @@ class _Bringing:
         )
 
     def _head_ready(self, head: Member, needs: tuple[str, ...]) -> tuple[str, ...]:
-        expected = self._expected()[:1]
-        return (self._wait(head, "Ray head", "workers join a head that answers", expected, needs),)
+        """The head's own warden says when Ray accepts workers, well before its dashboard is up."""
+        return (self._own_word(head, "Ray head", "workers join a head that answers", needs),)
+
+    def _own_word(self, member: Member, subject: str, cause: str, needs: tuple[str, ...]) -> str:
+        """Wait for what a node's own warden says of its Ray."""
+        name = preflight.node_name(self.wanted, member.found)
+        wait = Wait(
+            command=self.supervisor.ctl(name, member.layout, self.wanted.package, "status"),
+            missing=warden.ray_missing,
+            limit_s=self.wanted.patience_s,
+            explain=(self._last_words(member),),
+        )
+        return self._add(member, "await", subject, cause, wait, needs, hint=_LOOK)
 
     def _all_there(self, head: Member, needs: tuple[str, ...]) -> str:
         count = len(self.members)
         subject = f"Ray cluster of {count} host{'s' if count > 1 else ''}"
-        return self._wait(head, subject, "all hosts and all cards", self._expected(), needs)
-
-    def _wait(
-        self,
-        head: Member,
-        subject: str,
-        cause: str,
-        expected: tuple[ray.ExpectedNode, ...],
-        needs: tuple[str, ...],
-    ) -> str:
         name = preflight.node_name(self.wanted, head.found)
-        ask = self.supervisor.ctl(name, head.layout, self.wanted.package, "nodes")
-        return self._add(
-            head,
-            "await",
-            subject,
-            cause,
-            Wait(
-                command=ask,
-                missing=_missing(expected),
-                limit_s=self.wanted.patience_s,
-                explain=tuple(self._last_words(member) for member in self.members),
-            ),
-            needs,
-            hint="vllmdeploy logs, vllmdeploy status",
+        wait = Wait(
+            command=self.supervisor.ctl(name, head.layout, self.wanted.package, "nodes"),
+            missing=_missing(self._expected()),
+            limit_s=self.wanted.patience_s,
+            explain=tuple(self._last_words(member) for member in self.members),
         )
+        return self._add(head, "await", subject, "all hosts and all cards", wait, needs, hint=_LOOK)
 
     def _last_words(self, member: Member) -> tuple[str, Command]:
         name = preflight.node_name(self.wanted, member.found)

@@ -36,7 +36,8 @@ _SYSTEM = """
 say() { printf '%s=%s\\n' "$1" "$2"; }
 name=$(hostname 2>/dev/null || uname -n)
 say hostname "$name"
-say own_address "$(getent hosts "$name" 2>/dev/null | head -n 1 | cut -d ' ' -f 1)"
+look=getent; if command -v timeout >/dev/null 2>&1; then look='timeout 2 getent'; fi
+say own_address "$($look ahostsv4 "$name" 2>/dev/null | head -n 1 | cut -d ' ' -f 1)"
 say machine "$(uname -m)"
 say kernel "$(uname -r)"
 say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null)"
