@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen
+from subprocess import PIPE, Popen
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from vllmdeploy.cli.context import World
 from vllmdeploy.cli.init import init
 from vllmdeploy.config.settings import load
 from vllmdeploy.errors import SettingsError, UsageError
@@ -27,10 +29,11 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(*flags: str) -> str:
-    result = CliRunner().invoke(app, flags, catch_exceptions=False)
+def run(*flags: str, config: str | None = None, nodes: str | None = None) -> str:
+    world = World(config=Path(config) if config else None, nodes=Path(nodes) if nodes else None)
+    result = CliRunner().invoke(app, flags, obj=world, catch_exceptions=False)
     assert result.exit_code == 0
-    return result.output
+    return result.stderr
 
 
 def set_lines(path: str) -> list[str]:
@@ -69,14 +72,14 @@ def test_nothing_given_and_no_terminal_writes_the_defaults() -> None:
 
 def test_the_files_may_be_somewhere_else_and_find_each_other(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    run("--config", "a/my.env", "--nodes", "hosts.txt", "--worker", "10.0.0.2")
+    run("--worker", "10.0.0.2", config="a/my.env", nodes="hosts.txt")
     found = load(config_path=Path("a/my.env"), environ={})
     assert [host.source for host in found.nodes] == [f"{tmp_path}/hosts.txt:10"]
 
 
-def refused(*flags: str) -> UsageError:
+def refused(*flags: str, config: str | None = None) -> UsageError:
     with pytest.raises(UsageError) as error:
-        run(*flags)
+        run(*flags, config=config)
     return error.value
 
 
@@ -122,6 +125,18 @@ def test_flags_that_do_not_fit_are_all_named_and_nothing_is_written() -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_a_kind_of_cards_that_does_not_exist_is_refused() -> None:
+    said = str(refused("--accelerator", "nvida", "--worker", "a accelerator=higon"))
+    assert "command line: ACCELERATOR: 'nvida' is not one of nvidia, " in said
+    assert "command line: worker:1: accelerator: 'higon' is not one of " in said
+    assert said.endswith("; did you mean hygon?")
+
+
+def test_with_json_the_answer_is_a_document() -> None:
+    result = CliRunner().invoke(app, [], obj=World(json=True), catch_exceptions=False)
+    assert json.loads(result.stdout) == {"written": ["config.env", "worker_nodes.txt"]}
+
+
 def test_one_worker_is_one_line() -> None:
     assert str(refused("--worker", "a\nb")) == (
         "1 problem in the settings:\n"
@@ -130,25 +145,29 @@ def test_one_worker_is_one_line() -> None:
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
-    assert str(refused("--config", "none/config.env")) == (
+    assert str(refused(config="none/config.env")) == (
         "none/config.env: cannot write it: No such file or directory"
     )
 
 
 def on_a_terminal(answers: str, environment: Mapping[str, str]) -> str:
     """Runs `init` as its own process whose standard input is a real terminal."""
-    code = "import typer, vllmdeploy.cli.init as i; typer.run(i.init)"
+    code = (
+        "import typer; from vllmdeploy.cli.context import World; "
+        "from vllmdeploy.cli.init import init; "
+        "app = typer.Typer(); app.command()(init); app(obj=World())"
+    )
     master, slave = pty.openpty()
     try:
         process = Popen(
             [sys.executable, "-c", code],
             stdin=slave,
-            stdout=PIPE,
-            stderr=STDOUT,
+            stdout=slave,
+            stderr=PIPE,
             env={**os.environ, **environment},
         )
         os.write(master, answers.encode())
-        output, _ = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
     finally:
         os.close(slave)
         os.close(master)
@@ -163,8 +182,8 @@ def test_on_a_terminal_it_asks_and_asks_again_what_does_not_fit() -> None:
     )
     for line in (
         "Name of the cluster [vllm]: ",
-        "Error: command line: CLUSTER_NAME: 'Blue' is not a cluster name",
-        "Error: command line: worker:1: gpu-01 is the head (HEAD_HOST)",
+        "Error: CLUSTER_NAME: 'Blue' is not a cluster name",
+        "Error: worker:1: gpu-01 is the head (HEAD_HOST)",
         "wrote config.env and worker_nodes.txt",
     ):
         assert line in said

@@ -119,6 +119,14 @@ def test_a_line_that_means_nothing_is_refused(line: str, said: str) -> None:
     assert problems(line) == (f"n:1: {said}",)
 
 
+def test_every_option_is_explained_by_an_example_that_reads() -> None:
+    one("gpu-02 " + " ".join(example for example in nodes.MEANINGS if "spare" not in example))
+    one("gpu-02 spare=yes")
+    said = problems("a zz=1")[0]
+    known = said.partition("known are ")[2].split(", ")
+    assert sorted(known) == sorted(example.partition("=")[0] for example in nodes.MEANINGS)
+
+
 def test_a_vendor_that_does_not_exist_is_refused_where_the_vendors_are_known() -> None:
     assert problems("a accelerator=nvida", "nvidia", "hygon") == (
         "n:1: accelerator: 'nvida' is not one of nvidia, hygon; did you mean nvidia?",

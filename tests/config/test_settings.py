@@ -335,17 +335,16 @@ def test_what_init_writes_is_checked_the_same_way() -> None:
     ),
 )
 def test_any_value_of_any_key_is_taken_or_refused_by_name(key: str, value: str) -> None:
-    environ = {f"VLLMDEPLOY_{key}": value}
-    try:
-        found = starting_from(environ)
-    except SettingsError as error:
-        for problem in error.problems:
-            assert problem.startswith(f"environment: VLLMDEPLOY_{key}: ")
-            assert "Value error" not in problem
-            assert fault(problem) is None
-    else:
-        assert isinstance(found, Settings)
-
-
-def starting_from(environ: Mapping[str, str]) -> Settings:
-    return load(environ=environ, this_machine="desk").settings
+    Path("config.env").write_text(f"{key}={value}", encoding="utf-8")
+    for environ, where in (
+        ({}, r"config\.env:\d+: "),
+        ({f"VLLMDEPLOY_{key}": value}, rf"environment: VLLMDEPLOY_{key}: "),
+    ):
+        try:
+            load(environ=environ, this_machine="desk")
+        except SettingsError as error:
+            for problem in error.problems:
+                assert re.match(where, problem)
+                assert "Value error" not in problem
+                assert fault(problem) is None
+        Path("config.env").write_text("", encoding="utf-8")

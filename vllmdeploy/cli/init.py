@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vllmdeploy.cli import output
+from vllmdeploy.cli.context import terminal, world
 from vllmdeploy.errors import SettingsError
 
 _QUESTIONS = {
@@ -22,6 +23,7 @@ _QUESTIONS = {
 
 
 def init(
+    context: typer.Context,
     *,
     head: Annotated[
         str | None, typer.Option(help="Head, [user@]host[:port]. Default: this machine.")
@@ -37,18 +39,21 @@ def init(
     ssh_user: Annotated[str | None, typer.Option(help="SSH user on the hosts.")] = None,
     cluster_name: Annotated[str | None, typer.Option(help="Begins all names.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="Kind of cards, or auto.")] = None,
-    config: Annotated[Path, typer.Option(help="Settings file to write.")] = Path("config.env"),
-    nodes: Annotated[Path | None, typer.Option(help="List of hosts to write.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Write config.env and worker_nodes.txt: asked on a terminal, or by flags.
 
+    --config and --nodes name other files.
+
     Example: vllmdeploy init --head gpu-01 --worker gpu-02 --worker 'gpu-03 gpus=0,1'
     """
+    from vllmdeploy.accelerators.registry import VENDORS
     from vllmdeploy.config.starter import refuse_existing, starter_files, write_files
 
+    wanted = world(context)
+    config = wanted.config or Path("config.env")
     default_nodes = config.with_name("worker_nodes.txt")
-    nodes_path = nodes or default_nodes
+    nodes_path = wanted.nodes or default_nodes
     if not force:
         refuse_existing((config, nodes_path))
     given = {
@@ -61,14 +66,16 @@ def init(
     }
     answers = {key: text for key, text in given.items() if text is not None}
     workers = worker or []
-    if sys.stdin.isatty() and not answers and not workers:
+    if terminal() and not answers and not workers:
         answers, workers = _asked()
     if nodes_path != default_nodes:
         answers["WORKER_NODES_FILE"] = str(nodes_path.absolute())
-    config_text, nodes_text = starter_files(answers, workers)
+    config_text, nodes_text = starter_files(answers, workers, accelerators=tuple(VENDORS))
     write_files({config: config_text, nodes_path: nodes_text})
-    typer.echo(f"wrote {config} and {nodes_path}")
-    typer.echo("next: vllmdeploy trust (records the hosts' SSH keys), then vllmdeploy plan")
+    if wanted.json:
+        output.document({"written": [str(config), str(nodes_path)]})
+    output.say(f"wrote {config} and {nodes_path}")
+    output.say("next: vllmdeploy trust (records the hosts' SSH keys), then vllmdeploy plan")
 
 
 def _asked() -> tuple[dict[str, str], list[str]]:
@@ -92,16 +99,18 @@ def _asked() -> tuple[dict[str, str], list[str]]:
 
 def _prompt(question: str, default: str, accept: Callable[[str], str]) -> str:
     answer: str = typer.prompt(
-        question, default=default, show_default=bool(default), value_proc=accept
+        question, default=default, show_default=bool(default), value_proc=accept, err=True
     )
     return answer
 
 
 def _accepted(text: str, answers: Mapping[str, str], workers: Sequence[str]) -> str:
+    from vllmdeploy.accelerators.registry import VENDORS
     from vllmdeploy.config.starter import starter_files
 
     try:
-        starter_files(answers, workers)
+        starter_files(answers, workers, accelerators=tuple(VENDORS))
     except SettingsError as error:
-        raise typer.BadParameter("; ".join(error.problems)) from error
+        problems = (problem.removeprefix("command line: ") for problem in error.problems)
+        raise typer.BadParameter("; ".join(problems)) from error
     return text

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from vllmdeploy.config.envfile import quote
 from vllmdeploy.config.keys.all import SECTIONS
 from vllmdeploy.config.keys.types import Section
+from vllmdeploy.config.nodes import MEANINGS
 from vllmdeploy.config.sources import BARE_KEYS
 from vllmdeploy.config.values import text_of
 
@@ -45,8 +46,7 @@ def settings_page() -> str:
     """The page of all settings, as Markdown."""
     parts = [
         "# Settings\n\n<!-- Written by `python -m vllmdeploy.config.example`. -->\n\n",
-        "\n".join(textwrap.wrap(_PAGE_INTRODUCTION, 100)),
-        "\n",
+        _wrapped(_PAGE_INTRODUCTION) + "\n",
     ]
     for section in SECTIONS:
         parts.append(f"\n## {title(section)}\n\n| key | meaning | default | example |\n")
@@ -60,6 +60,9 @@ def settings_page() -> str:
                 f"`{_example(field)}`",
             )
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    parts.append(f"\n## worker_nodes.txt\n\n{_wrapped(_NODES_INTRODUCTION)}\n")
+    parts.append("\n| option | meaning |\n|---|---|\n")
+    parts += (f"| `{example}` | {meaning} |\n" for example, meaning in MEANINGS.items())
     return "".join(parts)
 
 
@@ -92,6 +95,10 @@ def _example(field: FieldInfo) -> str:
     return str((field.examples or [""])[0])
 
 
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 100, break_on_hyphens=False))
+
+
 def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False))
 
@@ -107,6 +114,14 @@ _PAGE_INTRODUCTION = (
     f"file: {', '.join(f'`{key}`' for key in BARE_KEYS)}. `IMAGE_<GROUP>` is the image of one "
     "group of worker_nodes.txt, in upper case with `_` for `-`: `IMAGE_HYGON_A` for "
     "`group=hygon-a`. Variables that begin with `VLLMDEPLOY_TEST_` belong to the test suite."
+)
+
+_NODES_INTRODUCTION = (
+    "One host a line: `[user@]host[:port]`, then options. `#` begins a comment; an IPv6 address "
+    "stands in brackets. A plain list of addresses is valid. Without `group=` a host is in the "
+    "group `default`, whose head is HEAD_HOST; every other group has one line with `head=yes`. "
+    "The head is not listed, except with `head=yes` to say something about it. Two lines for one "
+    "host or address are an error, unless both name different ports."
 )
 
 if __name__ == "__main__":  # pragma: no cover - the tests call write()

@@ -28,6 +28,18 @@ _OPTIONS: Mapping[str, Callable[[Host, str], Host]] = {
     "head": lambda host, text: replace(host, head=readers.switch(text)),
 }
 
+MEANINGS: Mapping[str, str] = {
+    "ip=10.0.0.2": "the address that the other hosts use",
+    "interface=ib0": "the network interface that the other hosts use",
+    "group=hygon": "hosts with an image and a Ray cluster of their own",
+    "head=yes": "this host is the Ray head of its group",
+    "accelerator=nvidia": "the kind of its cards",
+    "gpus=0,1": "the cards that may be used at all",
+    "ray_gpus=2": "how many of them Ray gets",
+    "spare=yes": "kept ready, not used",
+}
+"""An example of every option and what it says, for the files and pages that explain them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Nodes:

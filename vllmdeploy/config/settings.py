@@ -84,6 +84,7 @@ def starting(
     *,
     nodes_text: str,
     nodes_name: str,
+    accelerators: Collection[str] = (),
     this_machine: str | None = None,
 ) -> Loaded:
     """What `init` is about to write, checked in full before there is a file."""
@@ -92,9 +93,9 @@ def starting(
     )
     findings = _Findings(list(gathered.problems))
     settings, refused = _validated(gathered, findings)
-    parsed = nodes.parse(nodes_text, name=nodes_name)
+    parsed = nodes.parse(nodes_text, name=nodes_name, accelerators=accelerators)
     findings.problems += parsed.problems
-    return _joined(settings, parsed.hosts, gathered, refused, findings, (), this_machine)
+    return _joined(settings, parsed.hosts, gathered, refused, findings, accelerators, this_machine)
 
 
 def _joined(

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from vllmdeploy.config.example import config_env
+from vllmdeploy.config.nodes import MEANINGS
 from vllmdeploy.config.settings import starting
 from vllmdeploy.config.values import fault
 from vllmdeploy.errors import SettingsError, UsageError
 
 _WORKER = "command line: worker"
-_NODES_HEADER = """\
-# The other hosts of the fleet, one a line: [user@]host[:port], then, where needed,
-#   ip=10.0.0.2         the address that the other hosts use
-#   interface=ib0       the network interface that the other hosts use
-#   group=hygon         hosts with an image and a Ray cluster of their own
-#   head=yes            this host is the Ray head of its group
-#   accelerator=nvidia  the kind of its cards
-#   gpus=0,1            the cards that may be used at all
-#   ray_gpus=2          how many of them Ray gets
-#   spare=yes           kept ready, not used
-"""
+_NODES_HEADER = (
+    "# The other hosts of the fleet, one a line: [user@]host[:port], then, where needed,\n"
+    + "".join(f"#   {example:<19} {meaning}\n" for example, meaning in MEANINGS.items())
+)
 
 
-def starter_files(answers: Mapping[str, str], workers: Sequence[str]) -> tuple[str, str]:
+def starter_files(
+    answers: Mapping[str, str], workers: Sequence[str], *, accelerators: Collection[str] = ()
+) -> tuple[str, str]:
     """The texts of config.env and worker_nodes.txt; all problems of the answers at once."""
     unfit = [
         f"{_WORKER}:{number}: {problem}"
@@ -35,7 +31,7 @@ def starter_files(answers: Mapping[str, str], workers: Sequence[str]) -> tuple[s
     if unfit:
         raise SettingsError(unfit)
     lines = "".join(f"{worker}\n" for worker in workers)
-    starting(answers, nodes_text=lines, nodes_name=_WORKER)
+    starting(answers, nodes_text=lines, nodes_name=_WORKER, accelerators=accelerators)
     chosen = {key: text for key, text in answers.items() if text}
     return config_env(chosen), _NODES_HEADER + lines
 
