@@ -1,0 +1,136 @@
+"""Bodies of HTTP/1.1 messages: counted, in chunks, or until the connection closes."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from vllmdeploy.wire.faults import Malformed
+from vllmdeploy.wire.head import CHUNKED, UNTIL_CLOSE
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+_LINE_MAX = 256
+_TRAILERS_MAX = 8192
+
+_SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
+
+
+class Decoder(Protocol):
+    """`decode` takes bytes off the wire and returns payload; `rest` is what follows the end."""
+
+    done: bool
+    rest: bytes
+
+    def decode(self, data: bytes) -> bytes: ...
+
+
+class Counted:
+    __slots__ = ("_left", "done", "rest")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.rest = b""
+
+    def decode(self, data: bytes) -> bytes:
+        if len(data) < self._left:
+            self._left -= len(data)
+            return data
+        payload, self.rest = data[: self._left], data[self._left :]
+        self._left = 0
+        self.done = True
+        return payload
+
+
+class UntilClose:
+    __slots__ = ("done", "rest")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+
+class Chunked:
+    __slots__ = ("_held", "_left", "_state", "_trailers", "done", "rest")
+
+    def __init__(self) -> None:
+        self._state = _SIZE
+        self._left = 0
+        self._held = b""
+        self._trailers = 0
+        self.done = False
+        self.rest = b""
+
+    def decode(self, data: bytes) -> bytes:
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        payload: list[bytes] = []
+        at = 0
+        while at < len(data) and not self.done:
+            if self._state == _DATA:
+                piece = data[at : at + self._left]
+                payload.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if not self._left:
+                    self._state = _DATA_END
+                continue
+            after = self._line(data, at)
+            if after == at:
+                self._held = data[at:]
+                break
+            at = after
+        if self.done:
+            self.rest = data[at:]
+        return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def _line(self, data: bytes, at: int) -> int:
+        """Reads one line of framing and returns where it ends, or `at` while it is not whole."""
+        if self._state == _SIZE:
+            return self._size_line(data, at)
+        if self._state == _DATA_END:
+            if data.startswith(b"\r\n", at):
+                self._state = _SIZE
+                return at + 2
+            if data[at:] == b"\r":
+                return at
+            raise Malformed("a chunk is longer than its size")
+        return self._trailer_line(data, at)
+
+    def _size_line(self, data: bytes, at: int) -> int:
+        match = _SIZE_LINE.match(data, at, at + _LINE_MAX)
+        if match is None:
+            if len(data) - at >= _LINE_MAX or b"\n" in data[at:]:
+                raise Malformed("a chunk's size is not a hexadecimal number")
+            return at
+        self._left = int(match[1], 16)
+        self._state = _DATA if self._left else _TRAILERS
+        return match.end()
+
+    def _trailer_line(self, data: bytes, at: int) -> int:
+        if data.startswith(b"\r\n", at):
+            self.done = True
+            return at + 2
+        match = _TRAILER.match(data, at)
+        end = match.end() if match else len(data)
+        if self._trailers + end - at > _TRAILERS_MAX:
+            raise Malformed("the trailer is too long", 431)
+        if match is None:
+            if b"\n" in data[at:]:
+                raise Malformed("a trailer field is not NAME: VALUE")
+            return at
+        self._trailers += end - at
+        return end
+
+
+def decoder(length: int) -> Decoder:
+    if length == CHUNKED:
+        return Chunked()
+    if length == UNTIL_CLOSE:
+        return UntilClose()
+    return Counted(length)

@@ -1,0 +1,248 @@
+"""The calling side: one connection to an upstream, one request on it at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from vllmdeploy.wire.deadlines import NEVER, Deadlines
+from vllmdeploy.wire.faults import (
+    CutShort,
+    Malformed,
+    NoAnswer,
+    NotHttp,
+    TimedOut,
+    UpstreamError,
+)
+from vllmdeploy.wire.head import UNTIL_CLOSE, AnswerHead, parse_answer
+from vllmdeploy.wire.limits import MIB, UpstreamTimes
+from vllmdeploy.wire.reader import MessageReader
+
+# An answer of a known length up to this is collected whole before anyone sees its head: one that
+# breaks off can then be asked for again elsewhere.
+COLLECTED_MAX = MIB
+_UNREAD_MAX = 256 * 1024
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """`ask`, then look at the head, then `collect` or `relay`; `reusable` says what is left of it.
+
+    `ask` returns once the head is there and, for a short answer of a known length, its body too.
+    """
+
+    __slots__ = (
+        *("_deadlines", "_failure", "_head", "_held", "_held_size", "_loop", "_paused"),
+        *("_reader", "_sink", "_times", "_transport", "_waiter"),
+        *("asked", "deadline", "idle_since", "lost", "on_lost"),
+    )
+
+    def __init__(self, deadlines: Deadlines, times: UpstreamTimes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = deadlines
+        self._times = times
+        self._reader = MessageReader()
+        self._head: AnswerHead | None = None
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._sink: Callable[[bytes], None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: UpstreamError | None = None
+        self._paused = False
+        self.asked = 0
+        self.lost = False
+        self.idle_since = 0.0
+        self.deadline = NEVER
+        self.on_lost: Callable[[UpstreamConnection], None] | None = None
+
+    @property
+    def reusable(self) -> bool:
+        head = self._head
+        return (
+            not self.lost
+            and self._failure is None
+            and head is not None
+            and head.keep_alive
+            and self._reader.complete
+            and not self._reader.waiting
+        )
+
+    async def ask(self, request: bytes) -> AnswerHead:
+        self._reader.renew()
+        self._head = None
+        self._held = []
+        self._held_size = 0
+        if self.lost:
+            raise NoAnswer("the connection was closed while it was idle")
+        self.asked += 1
+        self.deadline = self._loop.time() + self._times.first_byte_s
+        self._transport.write(request)
+        await self._wait()
+        return self._answer()
+
+    async def collect(self, limit: int) -> bytes:
+        """The whole body; one longer than `limit` is not an answer we can use."""
+        pieces: list[bytes] = []
+        size = 0
+
+        def keep(piece: bytes) -> None:
+            nonlocal size
+            size += len(piece)
+            if size > limit:
+                self._fail(NotHttp(f"the answer is longer than {limit} bytes"))
+            else:
+                pieces.append(piece)
+
+        await self.relay(keep)
+        return b"".join(pieces)
+
+    async def relay(self, sink: Callable[[bytes], None]) -> None:
+        """Hands on each piece of the body as it comes, until its end."""
+        held, self._held = self._held, []
+        for piece in held:
+            sink(piece)
+        if self._failure is not None:
+            raise self._failure
+        if self._reader.complete:
+            return
+        self._sink = sink
+        self.flow(paused=self._paused)
+        try:
+            await self._wait()
+        finally:
+            self._sink = None
+
+    def flow(self, *, paused: bool) -> None:
+        """Paused, the upstream is not read, and is not to blame for the silence."""
+        self._paused = paused
+        if self.lost:
+            return
+        if paused:
+            self.deadline = NEVER
+            self._transport.pause_reading()
+        else:
+            self.deadline = self._loop.time() + self._times.idle_s
+            self._transport.resume_reading()
+
+    def rest(self, now: float) -> None:
+        """Becomes idle in a pool."""
+        self.idle_since = now
+        self.deadline = now + self._times.idle_connection_s
+
+    def close(self) -> None:
+        """At once, so that the engine stops working for nobody."""
+        if not self.lost:
+            self._transport.abort()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._deadlines.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            if self._head is None and not self._read_head():
+                return
+            self._read_body()
+        except Malformed as error:
+            self._fail(NotHttp(error.reason))
+        except UpstreamError as error:
+            self._fail(error)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._deadlines.discard(self)
+        head = self._head
+        if self.on_lost is not None:
+            self.on_lost(self)
+        if self._failure is not None or self._reader.complete:
+            return
+        if head is None:
+            begun = self._reader.waiting > 0
+            self._failure = (CutShort if begun else NoAnswer)(f"closed before an answer: {exc}")
+        elif head.length != UNTIL_CLOSE or exc is not None:
+            self._failure = CutShort(f"closed before the end of the answer: {exc}")
+        else:
+            self._reader.complete = True
+        self._wake()
+
+    def expire(self) -> None:
+        begun = self._head is not None
+        self._fail(TimedOut("silent in the middle" if begun else "no first byte", begun=begun))
+
+    # the way of an answer
+
+    def _read_head(self) -> bool:
+        if not self.asked or self._waiter is None:
+            raise NotHttp("data that nobody asked for")
+        head = self._reader.head(parse_answer)
+        while head is not None and head.status < 200:
+            if head.status == 101:
+                raise NotHttp("switched protocols unasked")
+            self._reader.renew()
+            head = self._reader.head(parse_answer)
+        self._head = head
+        if head is None:
+            return False
+        self.deadline = self._loop.time() + self._times.idle_s
+        return True
+
+    def _read_body(self) -> None:
+        head = self._head
+        if head is None:
+            return
+        payload = self._reader.body()
+        if self._reader.complete:
+            self.deadline = NEVER
+        elif not self._paused:
+            self.deadline = self._loop.time() + self._times.idle_s
+        if self._sink is not None:
+            if payload:
+                self._sink(payload)
+            if self._reader.complete:
+                self._wake()
+            return
+        if payload:
+            self._hold(payload)
+        if self._reader.complete or not 0 <= head.length <= COLLECTED_MAX:
+            self._wake()
+
+    def _hold(self, payload: bytes) -> None:
+        self._held.append(payload)
+        self._held_size += len(payload)
+        if self._held_size > _UNREAD_MAX and self._waiter is None:
+            self.flow(paused=True)
+
+    def _answer(self) -> AnswerHead:
+        if self._head is None:
+            raise RuntimeError("woken without an answer")
+        return self._head
+
+    async def _wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        finally:
+            self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: UpstreamError) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

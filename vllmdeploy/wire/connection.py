@@ -1,0 +1,276 @@
+"""One client's connection: reads requests, hands them on, writes their answers in order."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+from typing import cast
+
+from vllmdeploy.wire.deadlines import NEVER
+from vllmdeploy.wire.exchange import Exchange
+from vllmdeploy.wire.faults import Malformed
+from vllmdeploy.wire.head import parse_request
+from vllmdeploy.wire.reader import MessageReader
+from vllmdeploy.wire.server import Admitted, Server
+from vllmdeploy.wire.write import CONTINUE, answer_head
+
+_AHEAD_MAX = 64 * 1024
+_WRITE_HIGH = 256 * 1024
+_JSON = ((b"content-type", b"application/json"),)
+
+
+class _State(Enum):
+    HEAD = auto()
+    BODY = auto()
+    BUSY = auto()
+    LINGER = auto()  # answered before the request was read: its rest is thrown away
+    GONE = auto()
+
+
+class ClientConnection(asyncio.Protocol):
+    __slots__ = (
+        *("_admitted", "_body_since", "_exchange", "_parts", "_paused", "_reader", "_server"),
+        *("_size", "_state", "_task", "_transport", "_trusted", "deadline", "peer"),
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._reader = MessageReader()
+        self._state = _State.HEAD
+        self._exchange: Exchange | None = None
+        self._admitted: Admitted | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._body_since = 0.0
+        self._paused = False
+        self._trusted = False
+        self.peer = ""
+        self.deadline = NEVER
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(_WRITE_HIGH)
+        name = cast("tuple[str, int] | str | None", transport.get_extra_info("peername"))
+        self.peer = name[0] if isinstance(name, tuple) else "unix"
+        has_room = self._server.room_for(self.peer)
+        self._server.enter(self)
+        self._server.deadlines.add(self)
+        self.deadline = self._now() + self._server.limits.head_s
+        if not has_room:
+            self._refuse(503, "too many connections")
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is _State.LINGER or self._state is _State.GONE:
+            return
+        self._reader.feed(data)
+        if self._state is _State.BUSY:
+            if self._reader.waiting > _AHEAD_MAX:
+                self._transport.pause_reading()
+            return
+        self._advance()
+
+    def eof_received(self) -> bool:
+        # A client that only ends its sending side looks like one that left; as in nginx, it left.
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = _State.GONE
+        self._server.deadlines.discard(self)
+        self._server.leave(self, trusted=self._trusted)
+        self._forget_body()
+        if self._exchange is not None:
+            self._exchange.done = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._set_paused(paused=True)
+
+    def resume_writing(self) -> None:
+        self._set_paused(paused=False)
+
+    def expire(self) -> None:
+        if self._state in (_State.BUSY, _State.LINGER):
+            self.abort()
+        elif self._state is _State.HEAD and self._reader.untouched:
+            self._transport.close()
+        else:
+            self._refuse(408, "the request did not arrive in time")
+
+    # what an exchange calls
+
+    def send(self, data: bytes) -> None:
+        if self._state is not _State.GONE:
+            self._transport.write(data)
+
+    def keeps(self) -> bool:
+        return (
+            self._reader.complete
+            and not self._server.draining
+            and self._exchange is not None
+            and self._exchange.head.keep_alive
+        )
+
+    def finished(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._forget_body()
+        if self._state is _State.GONE:
+            return
+        if exchange is None or not exchange.keep:
+            self._linger()
+            return
+        was_busy = self._state is _State.BUSY
+        self._reader.renew()
+        self._state = _State.HEAD
+        self._task = None
+        self.deadline = self._now() + self._server.limits.keep_alive_s
+        if was_busy and self._reader.waiting:
+            self._transport.resume_reading()
+            self._server.loop.call_soon(self._advance)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # what the server calls
+
+    def close_if_idle(self) -> None:
+        if self._state is _State.HEAD and self._reader.untouched:
+            self._transport.close()
+
+    # the way of a request
+
+    def _advance(self) -> None:
+        try:
+            while self._state is _State.HEAD and self._read_head():
+                pass
+            if self._state is _State.BODY:
+                self._read_body()
+        except Malformed as error:
+            self._refuse(error.status, error.reason)
+
+    def _read_head(self) -> bool:
+        """True when a request was answered on its head alone, so that the next may follow."""
+        self._reader.skip_empty_line()
+        head = self._reader.head(parse_request)
+        if head is None:
+            # From its first byte on; later bytes do not win a head more time.
+            self.deadline = min(self.deadline, self._now() + self._server.limits.head_s)
+            return False
+        self._exchange = exchange = Exchange(self, head, self.peer, self._now())
+        exchange.trust = self._trust
+        first = self._reader.body()
+        self._admitted = self._server.app.admit(exchange)
+        if self._admitted is None:
+            return self._state is _State.HEAD and self._reader.waiting > 0
+        if head.length > self._admitted.body_limit:
+            self._refuse(413, f"the body is longer than {self._admitted.body_limit} bytes")
+            return False
+        self._state = _State.BODY
+        self._body_since = exchange.received_at
+        self._keep_body(first)
+        if self._state is _State.BODY:
+            self._expect(head.fields.get(b"expect"))
+        return False
+
+    def _expect(self, wanted: bytes | None) -> None:
+        if wanted is None:
+            return
+        if wanted.lower() != b"100-continue":
+            self._refuse(417, "only 100-continue can be expected")
+        elif not self._reader.complete and not self._size:
+            self._transport.write(CONTINUE)
+
+    def _read_body(self) -> None:
+        self._keep_body(self._reader.body())
+        if self._state is not _State.BODY:
+            return
+        if not self._reader.complete:
+            limits = self._server.limits
+            now = self._now()
+            by_rate = self._body_since + limits.body_rate_after_s + self._size / limits.body_rate
+            self.deadline = min(now + limits.body_idle_s, by_rate)
+            return
+        exchange, admitted = self._exchange, self._admitted
+        if exchange is None or admitted is None:
+            raise RuntimeError("a body was read without its head")
+        exchange.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._state = _State.BUSY
+        self.deadline = NEVER
+        self._task = self._server.loop.create_task(self._handle(exchange, admitted))
+
+    def _keep_body(self, payload: bytes) -> None:
+        if not payload:
+            return
+        self._parts.append(payload)
+        self._size += len(payload)
+        self._server.buffered += len(payload)
+        limit = self._admitted.body_limit if self._admitted else 0
+        if self._size > limit:
+            self._refuse(413, f"the body is longer than {limit} bytes")
+        elif self._server.buffered > self._server.limits.buffered:
+            self._refuse(503, "too many bytes of other requests are waiting; try again")
+
+    def _forget_body(self) -> None:
+        self._server.buffered -= self._size
+        self._size = 0
+        self._parts = []
+
+    async def _handle(self, exchange: Exchange, admitted: Admitted) -> None:
+        try:
+            await admitted.handle(exchange)
+        except Exception as error:
+            # The application's own bug: told to the log whole, to the client without details.
+            self._server.app.broken(exchange, error)
+        if not exchange.done:
+            exchange.abort()
+
+    # the ends
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answers what is not, or not yet, an exchange; the connection ends with it."""
+        app = self._server.app
+        app.refused(self.peer, status, reason)
+        body = app.refusal(status, reason)
+        head = answer_head(status, _JSON, length=len(body), chunked=False, close=True)
+        self._transport.write(head + body)
+        if self._exchange is not None:
+            self._exchange.done = True
+        self._forget_body()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closing on unread bytes would reset the connection and could destroy our answer."""
+        if self._reader.complete and not self._reader.waiting:
+            self._state = _State.LINGER
+            self.deadline = self._now() + self._server.limits.write_stall_s
+            self._transport.close()
+            return
+        self._state = _State.LINGER
+        self._reader = MessageReader()
+        self.deadline = self._now() + self._server.limits.linger_s
+        self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _set_paused(self, *, paused: bool) -> None:
+        self._paused = paused
+        stall = self._server.limits.write_stall_s
+        if self._state is _State.BUSY:
+            self.deadline = self._now() + stall if paused else NEVER
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.paused = paused
+            if exchange.flow is not None:
+                exchange.flow(paused)
+
+    def _trust(self) -> None:
+        if not self._trusted:
+            self._trusted = True
+            self._server.forgive(self.peer)
+
+    def _now(self) -> float:
+        return self._server.loop.time()

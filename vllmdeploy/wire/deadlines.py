@@ -1,0 +1,39 @@
+"""One timer for all connections: a timer each would cost more than the bytes it watches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+NEVER = float("inf")
+_TICK_S = 0.25
+
+
+class Expiring(Protocol):
+    deadline: float
+
+    def expire(self) -> None: ...
+
+
+class Deadlines:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tick_s: float = _TICK_S) -> None:
+        self._loop = loop
+        self._tick_s = tick_s
+        self._watched: set[Expiring] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, item: Expiring) -> None:
+        self._watched.add(item)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def discard(self, item: Expiring) -> None:
+        self._watched.discard(item)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for item in [item for item in self._watched if item.deadline <= now]:
+            item.expire()
+        if self._watched:
+            self._timer = self._loop.call_later(self._tick_s, self._tick)

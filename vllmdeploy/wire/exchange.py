@@ -1,0 +1,97 @@
+"""One request and the answer to it, as an application sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from vllmdeploy.wire.head import Field, RequestHead
+from vllmdeploy.wire.write import LAST_CHUNK, answer_head, chunk
+
+
+class Wire(Protocol):
+    """What an exchange needs of its connection."""
+
+    def send(self, data: bytes) -> None: ...
+    def keeps(self) -> bool: ...
+    def finished(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Exchange:
+    """Answer with `respond`, or with `start`, `write`... and `finish`.
+
+    A client that leaves is told by cancelling the handler; writes after that go nowhere.
+    `flow` is called with True when the client reads slower than we write, with False when it has
+    caught up.
+    """
+
+    __slots__ = (
+        *("_chunked", "_keep", "_silent", "_wire", "body", "done", "flow"),
+        *("head", "paused", "peer", "received_at", "sent", "started", "status", "trust"),
+    )
+
+    def __init__(self, wire: Wire, head: RequestHead, peer: str, received_at: float) -> None:
+        self._wire = wire
+        self._chunked = False
+        self._keep = True
+        self._silent = head.method == "HEAD"
+        self.head = head
+        self.peer = peer
+        self.body = b""
+        self.received_at = received_at
+        self.started = False
+        self.done = False
+        self.paused = False
+        self.status = 0
+        self.sent = 0
+        self.flow: Callable[[bool], None] | None = None
+        self.trust: Callable[[], None] | None = None
+
+    def respond(self, status: int, fields: Iterable[Field], body: bytes) -> None:
+        if self.started:
+            raise RuntimeError("an answer was already begun")
+        self.started = True
+        self.status = status
+        self._keep = self._wire.keeps()
+        head = answer_head(status, fields, length=len(body), chunked=False, close=not self._keep)
+        self.sent = len(body)
+        self._wire.send(head if self._silent else head + body)
+        self._end()
+
+    def start(self, status: int, fields: Iterable[Field], length: int | None) -> None:
+        """Without a length, HTTP/1.1 clients get chunks and older ones read until the close."""
+        if self.started:
+            raise RuntimeError("an answer was already begun")
+        self.started = True
+        self.status = status
+        self._chunked = length is None and self.head.minor == 1
+        self._keep = self._wire.keeps() and (length is not None or self._chunked)
+        head = answer_head(
+            status, fields, length=length, chunked=self._chunked, close=not self._keep
+        )
+        self._wire.send(head)
+
+    def write(self, data: bytes) -> None:
+        if data and not self.done and not self._silent:
+            self.sent += len(data)
+            self._wire.send(chunk(data) if self._chunked else data)
+
+    def finish(self) -> None:
+        if self._chunked and not self._silent:
+            self._wire.send(LAST_CHUNK)
+        self._end()
+
+    def abort(self) -> None:
+        """Ends an answer that cannot be completed, so that the client sees that it is not whole."""
+        self.done = True
+        self._wire.abort()
+
+    @property
+    def keep(self) -> bool:
+        return self._keep
+
+    def _end(self) -> None:
+        if not self.done:
+            self.done = True
+            self._wire.finished()

@@ -1,0 +1,66 @@
+"""Messages out of a stream of bytes, without a socket: head, body, and on to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from vllmdeploy.wire.body import Decoder, decoder
+from vllmdeploy.wire.head import AnswerHead, RequestHead, end_of_head
+
+Head = TypeVar("Head", RequestHead, AnswerHead)
+
+
+class MessageReader:
+    """Ask for `head()` until it is there, then for `body()` until `complete`, then `renew()`."""
+
+    __slots__ = ("_data", "_decoder", "_searched", "complete")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._searched = 0
+        self._decoder: Decoder | None = None
+        self.complete = False
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that came and were not yet asked for."""
+        return len(self._data)
+
+    @property
+    def untouched(self) -> bool:
+        return not self._data and self._decoder is None
+
+    def feed(self, data: bytes) -> None:
+        self._data = self._data + data if self._data else data
+
+    def skip_empty_line(self) -> None:
+        """One empty line before a request is allowed (RFC 9112, 2.2); more is not ours to skip."""
+        if self._data.startswith(b"\r\n"):
+            self._data = self._data[2:]
+
+    def head(self, parse: Callable[[bytes, int], Head]) -> Head | None:
+        end = end_of_head(self._data, self._searched)
+        if end < 0:
+            self._searched = len(self._data)
+            return None
+        head = parse(self._data, end)
+        self._data = self._data[end:]
+        self._searched = 0
+        self._decoder = decoder(head.length)
+        self.complete = self._decoder.done
+        return head
+
+    def body(self) -> bytes:
+        if self._decoder is None:
+            raise RuntimeError("the body was asked for before the head")
+        if self.complete or not self._data:
+            return b""
+        payload = self._decoder.decode(self._data)
+        self._data = self._decoder.rest
+        self.complete = self._decoder.done
+        return payload
+
+    def renew(self) -> None:
+        self._decoder = None
+        self.complete = False
