@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +24,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):
         if name.startswith("VLLMDEPLOY_") or name in _SEED_NAMES:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other accounts may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="vllmdeploy-test-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path

@@ -7,10 +7,11 @@ import pwd
 import shutil
 import socket
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def answering(text: str) -> Callable[[str], str]:
+    """Someone who types this whatever is asked."""
+
+    def answer(question: str) -> str:
+        del question
+        return text
+
+    return answer
+
+
 @dataclass(frozen=True, slots=True)
 class Sshd:
     """One running server. Its folder holds host keys, the client's key and known_hosts."""
@@ -76,18 +87,17 @@ class Sshd:
     def host(self, name: str = "a", *, user: str = "root") -> Host:
         return Host(name=name, address="127.0.0.1", port=self.port, user=user)
 
-    def settings(self, **changes: object) -> SshSettings:
+    def settings(self, **changes: Any) -> SshSettings:
         """This key, this known_hosts, and nothing of whoever runs the test."""
-        chosen: dict[str, object] = {
-            "known_hosts": self.known_hosts,
-            "key": self.key,
-            "config": None,
-            "system_known_hosts": (),
-            "default_keys": (),
-            "use_agent": False,
-            **changes,
-        }
-        return SshSettings(**chosen)  # type: ignore[arg-type]  # the names are checked at run time
+        own = SshSettings(
+            known_hosts=self.known_hosts,
+            key=self.key,
+            config=None,
+            system_known_hosts=(),
+            default_keys=(),
+            use_agent=False,
+        )
+        return replace(own, **changes)
 
 
 @contextmanager
@@ -124,7 +134,8 @@ def sshd(
         "UsePAM no",
         "PermitRootLogin yes",
         "PasswordAuthentication yes",
-        "MaxStartups 100",
+        # Of two lines with MaxStartups this sshd takes the last, of all others the first.
+        *(() if any("MaxStartups" in each for each in options) else ("MaxStartups 100",)),
         "LogLevel VERBOSE",
     )
     (folder / "sshd_config").write_text("\n".join(lines) + "\n", "utf-8")

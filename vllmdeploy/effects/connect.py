@@ -99,7 +99,7 @@ def is_this_machine(host: Host) -> bool:
         return True
     try:
         found = socket.getaddrinfo(host.address, None, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, ValueError):
         # A name that does not resolve may still be one in ~/.ssh/config.
         return False
     return any(_is_bindable(family, address) for family, _, _, _, address in found)

@@ -211,6 +211,8 @@ def _connected(hop: Hop, host: str) -> socket.socket:
             f"the name {hop.address} does not resolve: {error.strerror}",
             hint="check the name in worker_nodes.txt, DNS or /etc/hosts",
         ) from error
+    except ValueError as error:
+        raise HostUnreachable(host, f"{hop.address!r} is not the name of a host") from error
     except TimeoutError as error:
         raise HostUnreachable(
             host,

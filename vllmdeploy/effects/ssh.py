@@ -48,6 +48,7 @@ class SshShell:
         self._chance = chance or random.Random()
         self._sessions = Sessions()
         self._connecting = threading.Lock()
+        self._opening = threading.Lock()
         self._transport: paramiko.Transport | None = None
 
     @property
@@ -136,7 +137,10 @@ class SshShell:
         while True:
             self._sessions.enter()
             try:
-                return self._connection().open_session(timeout=CONNECT_S)
+                transport = self._connection()
+                # paramiko keeps one place per connection for why an opening failed.
+                with self._opening:
+                    return transport.open_session(timeout=CONNECT_S)
             except paramiko.ChannelException as refused:
                 refusals = 0 if self._sessions.refused() else refusals + 1
                 if refusals > _REFUSALS:
