@@ -26,7 +26,8 @@ def init(
     context: typer.Context,
     *,
     head: Annotated[
-        str | None, typer.Option(help="Head, [user@]host[:port]. Default: this machine.")
+        str | None,
+        typer.Option(help="Head, as user@host:port or just host. Default: this machine."),
     ] = None,
     worker: Annotated[
         list[str] | None,

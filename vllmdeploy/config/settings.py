@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -49,6 +49,17 @@ class _Findings:
     notes: list[str] = field(default_factory=list[str])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """The settings half way: `refused` keys have their defaults until the problems are raised."""
+
+    gathered: Gathered
+    settings: Settings
+    refused: frozenset[str]
+    findings: _Findings
+    accelerators: Collection[str]
+
+
 def load(
     *,
     config_path: Path | None = None,
@@ -72,11 +83,10 @@ def load(
         known=KEYS,
         bare_names=bare_names,
     )
-    findings.problems += (*parsed.problems, *gathered.problems)
-    settings, refused = _validated(gathered, findings)
-    settings = _beside(config.parent, settings, gathered)
-    found = _nodes(nodes_path, settings, gathered, findings, accelerators)
-    return _joined(settings, found, gathered, refused, findings, accelerators, this_machine)
+    findings.problems += parsed.problems
+    reading = _validated(gathered, findings, accelerators)
+    reading = _beside(config.parent, reading)
+    return _joined(reading, _nodes(reading, nodes_path), this_machine)
 
 
 def starting(
@@ -91,22 +101,14 @@ def starting(
     gathered = gather(
         overrides=answers, environ={}, entries=(), file_name="", known=KEYS, bare_names=False
     )
-    findings = _Findings(list(gathered.problems))
-    settings, refused = _validated(gathered, findings)
+    reading = _validated(gathered, _Findings(), accelerators)
     parsed = nodes.parse(nodes_text, name=nodes_name, accelerators=accelerators)
-    findings.problems += parsed.problems
-    return _joined(settings, parsed.hosts, gathered, refused, findings, accelerators, this_machine)
+    reading.findings.problems += parsed.problems
+    return _joined(reading, parsed.hosts, this_machine)
 
 
-def _joined(
-    settings: Settings,
-    found: tuple[Host, ...] | None,
-    gathered: Gathered,
-    refused: frozenset[str],
-    findings: _Findings,
-    accelerators: Collection[str],
-    this_machine: str | None,
-) -> Loaded:
+def _joined(reading: _Reading, found: tuple[Host, ...] | None, this_machine: str | None) -> Loaded:
+    settings, given, findings = reading.settings, reading.gathered.given, reading.findings
     fleet, problems = assemble(
         found or (),
         head_host=settings.head_host,
@@ -115,16 +117,15 @@ def _joined(
     )
     findings.problems += problems
     groups = None if found is None else fleet.groups
-    _check_together(settings, groups, gathered, refused, findings)
-    findings.problems += _vendor(settings, gathered, accelerators)
+    findings.problems += (*_together(reading, groups), *_vendor(reading))
     if findings.problems:
         raise SettingsError(sorted(findings.problems, key=_by_line))
     return Loaded(
         settings=settings,
         fleet=fleet,
         nodes=found or (),
-        sources={key: _origin(given) for key, given in gathered.given.items()},
-        bare=tuple(key for key, given in gathered.given.items() if given.bare),
+        sources={key: _origin(text) for key, text in given.items()},
+        bare=tuple(key for key, text in given.items() if text.bare),
         notes=tuple(findings.notes),
     )
 
@@ -146,20 +147,27 @@ def _text(
     return None
 
 
-def _validated(gathered: Gathered, findings: _Findings) -> tuple[Settings, frozenset[str]]:
-    """The settings, and the keys whose text was refused; those have their defaults."""
+def _validated(gathered: Gathered, findings: _Findings, accelerators: Collection[str]) -> _Reading:
+    refused: dict[str, str] = {}
     try:
-        return Settings.model_validate(_raw(gathered.given.values())), frozenset()
+        settings = Settings.model_validate(_raw(gathered.given.values()))
     except ValidationError as error:
-        refused: dict[str, str] = {}
         for detail in error.errors():
             key = "_".join(str(part) for part in detail["loc"]).replace("IMAGES_", "IMAGE_", 1)
             refused[key] = str(detail.get("ctx", {})["error"])
+        kept = [given for key, given in gathered.given.items() if key not in refused]
+        settings = Settings.model_validate(_raw(kept))
+    findings.problems += gathered.problems
     findings.problems += (
         f"{gathered.given[key].where}: {problem}" for key, problem in refused.items()
     )
-    kept = [given for key, given in gathered.given.items() if key not in refused]
-    return Settings.model_validate(_raw(kept)), frozenset(refused)
+    return _Reading(
+        gathered=gathered,
+        settings=settings,
+        refused=frozenset(refused),
+        findings=findings,
+        accelerators=accelerators,
+    )
 
 
 def _raw(given: Collection[Given]) -> dict[str, object]:
@@ -170,59 +178,44 @@ def _raw(given: Collection[Given]) -> dict[str, object]:
     return {**keys, "IMAGES": images}
 
 
-def _beside(folder: Path, settings: Settings, gathered: Gathered) -> Settings:
+def _beside(folder: Path, reading: _Reading) -> _Reading:
     moved: dict[str, Path] = {}
     for name in _BESIDE_CONFIG:
-        path: Path | None = getattr(settings, name)
-        given = gathered.given.get(name.upper())
+        path: Path | None = getattr(reading.settings, name)
+        given = reading.gathered.given.get(name.upper())
         if path is not None and (given is None or given.in_file):
             moved[name] = folder / path
-    return settings.model_copy(update=moved)
+    return replace(reading, settings=reading.settings.model_copy(update=moved))
 
 
-def _nodes(
-    nodes_path: Path | None,
-    settings: Settings,
-    gathered: Gathered,
-    findings: _Findings,
-    accelerators: Collection[str],
-) -> tuple[Host, ...] | None:
+def _nodes(reading: _Reading, nodes_path: Path | None) -> tuple[Host, ...] | None:
     """The hosts of the nodes file, None where there is no such file."""
-    path = nodes_path or settings.worker_nodes_file
-    named = None if nodes_path else gathered.given.get("WORKER_NODES_FILE")
+    path = nodes_path or reading.settings.worker_nodes_file
+    named = None if nodes_path else reading.gathered.given.get("WORKER_NODES_FILE")
     text = _text(
         path,
-        findings,
+        reading.findings,
         required=bool(nodes_path or named),
         without="the fleet is the head alone",
         where=f"{named.where}: " if named else "",
     )
     if text is None:
         return None
-    found = nodes.parse(text, name=str(path), accelerators=accelerators)
-    findings.problems += found.problems
+    found = nodes.parse(text, name=str(path), accelerators=reading.accelerators)
+    reading.findings.problems += found.problems
     return found.hosts
 
 
-def _check_together(
-    settings: Settings,
-    groups: tuple[str, ...] | None,
-    gathered: Gathered,
-    refused: frozenset[str],
-    findings: _Findings,
-) -> None:
-    for keys, problem in conflicts(settings, groups):
-        if refused.isdisjoint(keys):
-            findings.problems.append(f"{gathered.given[keys[0]].where}: {problem}")
+def _together(reading: _Reading, groups: tuple[str, ...] | None) -> Iterator[str]:
+    for keys, problem in conflicts(reading.settings, groups):
+        if reading.refused.isdisjoint(keys):
+            yield f"{reading.gathered.given[keys[0]].where}: {problem}"
 
 
-def _vendor(
-    settings: Settings, gathered: Gathered, accelerators: Collection[str]
-) -> tuple[str, ...]:
-    return tuple(
-        f"{gathered.given['ACCELERATOR'].where}: {problem.removeprefix('accelerator: ')}"
-        for problem in nodes.vendor_problems(settings.accelerator, accelerators)
-    )
+def _vendor(reading: _Reading) -> Iterator[str]:
+    for problem in nodes.vendor_problems(reading.settings.accelerator, reading.accelerators):
+        where = reading.gathered.given["ACCELERATOR"].where
+        yield f"{where}: {problem.removeprefix('accelerator: ')}"
 
 
 def _origin(given: Given) -> str:
