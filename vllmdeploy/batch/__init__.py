@@ -1,0 +1,1 @@
+"""JSONL in, JSONL out, every row exactly once."""
