@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vllmdeploy import __version__
-from vllmdeploy.cli import cluster, init, output
+from vllmdeploy.cli import cluster, init, node, output
 from vllmdeploy.cli.context import World
 from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
 
@@ -90,3 +90,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 app.command()(init.init)
 cluster.mount(app)
+node.mount(app)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -50,6 +50,10 @@ class World:
         if loaded.bare:
             output.say(f"note: taken from the environment: {', '.join(loaded.bare)}")
         return loaded
+
+    def on(self, connect: Connect) -> World:
+        """The same world where hosts are reached in another way; a test's own way stays."""
+        return replace(self, connect=self.connect or connect)
 
     def settings(self) -> Settings:
         return self.loaded().settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.host import Host
@@ -44,21 +44,36 @@ class FoundNode:
     restarts: int = 0
 
 
-def found_node(container: Container) -> FoundNode:
-    labels = container.labels
+def labelled_node(
+    name: str, labels: Mapping[str, str], *, running: bool, state: str, id_: str = ""
+) -> FoundNode:
+    """What our labels say, wherever they were written."""
     generation = labels.get(GENERATION_LABEL, "")
     return FoundNode(
-        name=container.name,
-        id=container.id,
+        name=name,
+        id=id_ or name,
         role=labels.get(ROLE_LABEL, ""),
         group=labels.get(GROUP_LABEL, ""),
         cluster=labels.get(CLUSTER_LABEL, ""),
-        running=container.running,
-        state=_state(container),
+        running=running,
+        state=state,
         fingerprint=labels.get(FINGERPRINT_LABEL, ""),
         generation=int(generation) if generation.isdigit() else 0,
         cards=tuple(int(card) for card in labels.get(CARDS_LABEL, "").split(",") if card.isdigit()),
         package=labels.get(PACKAGE_LABEL, ""),
+    )
+
+
+def found_node(container: Container) -> FoundNode:
+    node = labelled_node(
+        container.name,
+        container.labels,
+        running=container.running,
+        state=_state(container),
+        id_=container.id,
+    )
+    return replace(
+        node,
         image_id=container.image_id,
         started_at=container.started_at,
         restarts=container.restarts,

@@ -269,10 +269,13 @@ class _Bringing:
     def _restart(
         self, member: Member, node: FoundNode, cause: str, needs: tuple[str, ...]
     ) -> tuple[str, ...]:
-        command = self.supervisor.restart(node, member.layout)
-        return (
-            self._add(member, "restart", node.name, cause, Run(command), needs, destructive=True),
-        )
+        commands = self.supervisor.restart(node, member.layout)
+        verbs = ("restart",) if len(commands) == 1 else ("stop", "start")
+        for verb, command in zip(verbs, commands, strict=True):
+            needs = (
+                self._add(member, verb, node.name, cause, Run(command), needs, destructive=True),
+            )
+        return needs
 
     def _head_ready(self, head: Member, needs: tuple[str, ...]) -> tuple[str, ...]:
         """The head's own warden says when Ray accepts workers, well before its dashboard is up."""

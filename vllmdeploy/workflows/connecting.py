@@ -34,6 +34,8 @@ def connect_all(
     return connected.shells, dict(connected.failures)
 
 
-def this_machine(hosts: Sequence[Host]) -> tuple[Mapping[str, Shell], dict[str, HostError]]:
+def this_machine(
+    hosts: Sequence[Host], settings: Settings
+) -> tuple[Mapping[str, Shell], dict[str, HostError]]:
     """For what is done on the host itself: no SSH, whatever the host is called."""
     return {host.name: LocalShell(host.name) for host in hosts}, {}

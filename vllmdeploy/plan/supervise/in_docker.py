@@ -1,9 +1,8 @@
-"""The same node under three supervisors: which commands make, mend, ask and remove it."""
+"""A node as PID 1 of a container that Docker starts again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.core.fact import Fact
@@ -20,51 +19,9 @@ from vllmdeploy.core.layout import (
 from vllmdeploy.core.spec import ContainerSpec, Mount, NodeSpec, fingerprint
 from vllmdeploy.plan.node import Member, token_path
 from vllmdeploy.plan.observed import FoundHost, FoundNode, found_node
+from vllmdeploy.plan.supervise.base import STOP_S, Made, cache_folder, caches, owner, warden
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import docker
-
-# What a warden needs to end its engines and Ray before it is killed.
-STOP_S = 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """How one node is made: the command, its fingerprint, and the folders it needs."""
-
-    command: Command
-    fingerprint: str
-    folders: tuple[str, ...]
-    owner: str = ""
-
-
-class Supervisor(Protocol):
-    def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]: ...
-
-    def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made: ...
-
-    def start(self, node: FoundNode, layout: Layout) -> Command: ...
-
-    def restart(self, node: FoundNode, layout: Layout) -> Command: ...
-
-    def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]: ...
-
-    def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command: ...
-
-    def logs(
-        self, name: str, layout: Layout, *, tail: int | None = None, follow: bool = False
-    ) -> Command: ...
-
-
-def warden(node: NodeSpec, *, run: str, logs: str, services: str) -> tuple[str, ...]:
-    """The warden's arguments; what it supervises stands behind `--`, to be read as it is run."""
-    return (
-        *("-m", "vllmdeploy.node.warden"),
-        *("--name", node.name, "--role", node.role.removeprefix("ray-"), "--node", node.host),
-        *("--run", run, "--logs", logs, "--services", services),
-        *("--ray-address", node.ray_address),
-        "--",
-        *node.ray,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +49,14 @@ class InDocker:
             command=docker.run(complete),
             fingerprint=mark,
             folders=(layout.run(node.name), layout.logs(node.name), _cache(member)),
-            owner=_owner(member.found),
+            owner=owner(member.found),
         )
 
     def start(self, node: FoundNode, layout: Layout) -> Command:
         return docker.start(node.name)
 
-    def restart(self, node: FoundNode, layout: Layout) -> Command:
-        return docker.restart(node.name, stop_s=STOP_S)
+    def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
+        return (docker.restart(node.name, stop_s=STOP_S),)
 
     def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         return (docker.stop(node.id, stop_s=STOP_S), docker.remove(node.id))
@@ -125,7 +82,7 @@ def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
         command=warden(node, run=RUN_MOUNT, logs=LOGS_MOUNT, services=SERVICES_MOUNT),
         environment={
             "PYTHONPATH": _python_path(member.found),
-            **_caches(CACHE_MOUNT),
+            **caches(CACHE_MOUNT),
             **(token_path(SECRETS_MOUNT) if member.token else {}),
             **access.environment,
             **node.environment,
@@ -150,29 +107,6 @@ def _python_path(found: FoundHost) -> str:
     return f"{own}:{theirs}" if theirs else own
 
 
-def _caches(root: str) -> dict[str, str]:
-    return {
-        "VLLM_CACHE_ROOT": f"{root}/vllm",
-        "TRITON_CACHE_DIR": f"{root}/triton",
-        "TORCHINDUCTOR_CACHE_DIR": f"{root}/inductor",
-    }
-
-
 def _cache(member: Member) -> str:
-    image = member.found.image.short if member.found.image else "unknown"
-    names = sorted({card.name for card in member.share.cards})
-    card = "-".join(names) or member.accelerator.name
-    plain = "".join(letter if letter.isalnum() else "-" for letter in card.lower())
-    return member.layout.cache(image, plain.strip("-") or "card")
-
-
-def _owner(found: FoundHost) -> str:
-    """Who has to read the secrets and write the logs; nothing to change where that is root."""
-    contents = found.contents
-    if contents is None or (contents.uid, contents.gid) == (0, 0):
-        return ""
-    return f"{contents.uid}:{contents.gid}"
-
-
-def supervisor(wanted: Wanted) -> Supervisor:
-    return InDocker()
+    image = member.found.image
+    return cache_folder(member, image.short if image else "unknown")
