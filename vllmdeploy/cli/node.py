@@ -106,15 +106,15 @@ def worker(
             carry_out(here, session, decided, "worker", stop, yes=yes)
 
 
-def _token(settings: Settings, head_ip: str, token_file: str | None) -> str:
+def _token(settings: Settings, head_ip: str, source: str | None) -> str:
     from vllmdeploy.workflows.per_host import checked_token, fetch_token
 
     if settings.ray_auth == "none":
         return ""
-    if token_file == "-":
+    if source == "-":
         return checked_token(sys.stdin.readline(), "stdin")
-    if token_file is not None:
-        path = Path(token_file)
+    if source is not None:
+        path = Path(source)
         try:
             return checked_token(path.read_text("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
