@@ -27,11 +27,15 @@ class NodeWatch:
         address: str,
         env: Mapping[str, str],
         exits: dict[int, Callable[[int], None]],
+        life: Callable[[], int],
     ) -> None:
+        """`life` numbers the runs of Ray, 0 while it is down: an answer counts for one run only."""
         self._argv = argv
         self._address = address
         self._env = env
         self._exits = exits
+        self._life = life
+        self._seen_in = 0
         self._nodes: tuple[ray.RayNode, ...] = ()
         self._source = ""
         self._seen_at = 0.0
@@ -40,30 +44,28 @@ class NodeWatch:
 
     @property
     def alive(self) -> frozenset[str]:
-        return frozenset(node.name for node in self._nodes if node.alive)
+        return frozenset(node.name for node in self._nodes if node.alive and self._valid)
+
+    @property
+    def _valid(self) -> bool:
+        return self._seen_in != 0 and self._seen_in == self._life()
 
     def report(self) -> dict[str, object]:
+        if not self._valid:
+            problem = self._problem if self._life() else "Ray is not running"
+            return {"nodes": [], "source": "", "age_s": None, "problem": problem}
         return {
             "nodes": [asdict(node) for node in self._nodes],
             "source": self._source,
-            "age_s": round(time.monotonic() - self._seen_at, 3) if self._seen_at else None,
+            "age_s": round(time.monotonic() - self._seen_at, 3),
             "problem": self._problem,
         }
 
-    def forget(self, why: str) -> None:
-        """Ray is down: what it said before is no longer true."""
-        self._nodes, self._source, self._seen_at, self._problem = (), "", 0.0, why
-        if self._helper:
-            processes.kill((self._helper,))
-
-    async def follow(self, running: Callable[[], bool]) -> None:
+    async def follow(self) -> None:
         url = ray.dashboard_url(self._argv)
         silent_since = time.monotonic()
         while True:
-            if not running():
-                self.forget("Ray is not running")
-                silent_since = time.monotonic()
-            elif url and await self._ask_dashboard(url):
+            if not self._life() or (url and await self._ask_dashboard(url)):
                 silent_since = time.monotonic()
                 if self._helper:
                     processes.kill((self._helper,))
@@ -75,6 +77,7 @@ class NodeWatch:
 
     async def _ask_dashboard(self, url: str) -> bool:
         headers = self._authorization()
+        life = self._life()
         state = await ask(f"{url}/api/v0/nodes?limit=10000", limit_s=_LIMIT_S, headers=headers)
         usage = await ask(f"{url}/api/cluster_status", limit_s=_LIMIT_S, headers=headers)
         if state.status != 200 or usage.status != 200:
@@ -86,11 +89,13 @@ class NodeWatch:
         except ValueError as error:
             self._failed(f"the dashboard at {url} answered something else: {error}")
             return False
-        self._learn(nodes, "dashboard")
+        if life == self._life():  # else it spoke of a cluster that has ended meanwhile
+            self._learn(nodes, "dashboard")
         return True
 
     def _learn(self, nodes: tuple[ray.RayNode, ...], source: str) -> None:
         self._nodes, self._source, self._seen_at = nodes, source, time.monotonic()
+        self._seen_in = self._life()
         self._problem = ""
 
     def _failed(self, problem: str) -> None:

@@ -21,7 +21,7 @@ _MISSING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayNode:
-    """One node as Ray itself reports it."""
+    """One node as Ray itself reports it. A resource that is not in `used` is not known yet."""
 
     name: str
     ip: str

@@ -31,24 +31,22 @@ class Assignment:
     role: str
     main: ChildSpec
     services: Path | None = None
-    head: tuple[str, int] | None = None  # the GCS that a worker waits for
+    gcs: tuple[str, int] | None = None  # where Ray is, for a head and its workers
     expected_nodes: tuple[str, ...] = ()
 
 
 class Supervisor:
-    def __init__(
-        self, assignment: Assignment, around: Surroundings, nodes: NodeWatch | None
-    ) -> None:
+    def __init__(self, assignment: Assignment, around: Surroundings) -> None:
         self.assignment = assignment
         self._around = around
-        self._nodes = nodes
+        self._nodes = self._node_watch()
         self._wanted = Wanted()
         self._engines: dict[str, Child] = {}
         self._refusals = 0
         self.stopping = False
         self.main = Child(assignment.main, around, self._main_needs, main=True)
-        if nodes is not None:
-            around.background.start(nodes.follow(self._ray_runs))
+        if self._nodes is not None:
+            around.background.start(self._nodes.follow())
         if assignment.services is not None:
             around.background.start(self._follow_folder(assignment.services))
 
@@ -130,14 +128,25 @@ class Supervisor:
         alive = self._nodes.alive if self._nodes is not None else frozenset[str]()
         return [name for name in wanted if name not in alive]
 
+    def _node_watch(self) -> NodeWatch | None:
+        assignment, around = self.assignment, self._around
+        if assignment.role != "head" or assignment.gcs is None:
+            return None
+        host, port = assignment.gcs
+        argv = assignment.main.argv
+        return NodeWatch(argv, f"{host}:{port}", around.env, around.exits, self._ray_life)
+
+    def _ray_life(self) -> int:
+        return self.main.life.spawned if self._ray_runs() else 0
+
     def _ray_runs(self) -> bool:
         return self.main.life.phase == Phase.RUNNING
 
     async def _main_needs(self, up: bool) -> str:
         """A worker started before its head accepts may never join; without a head it is lost."""
-        if self.assignment.head is None:
+        if self.assignment.role != "worker" or self.assignment.gcs is None:
             return ""
-        host, port = self.assignment.head
+        host, port = self.assignment.gcs
         problem = await tcp_problem(host, port, limit_s=_TCP_LIMIT_S)
         if not problem:
             self._refusals = 0

@@ -17,7 +17,6 @@ from vllmdeploy.node import door, processes, ray, report
 from vllmdeploy.node.background import Background
 from vllmdeploy.node.child import Surroundings
 from vllmdeploy.node.logs import Echo, RotatedLog
-from vllmdeploy.node.nodes import NodeWatch
 from vllmdeploy.node.spec import NAME, BadSpec, ChildSpec, LineReady, TcpReady, http_probe
 from vllmdeploy.node.supervisor import Assignment, Supervisor
 from vllmdeploy.node.table import Limits
@@ -75,7 +74,7 @@ def assignment(options: argparse.Namespace) -> Assignment:
         role=options.role,
         main=_main_child(options, command, gcs),
         services=options.services,
-        head=gcs if options.role == "worker" else None,
+        gcs=gcs,
         expected_nodes=tuple(filter(None, options.expect_nodes.split(","))),
     )
 
@@ -146,13 +145,7 @@ class Warden:
             tell=self._tell,
         )
         self._identity = _identity(wanted, run, logs)
-        address = options.ray_address or ray.gcs_address(wanted.main.argv)
-        nodes = (
-            NodeWatch(wanted.main.argv, address, around.env, around.exits)
-            if wanted.role == "head"
-            else None
-        )
-        self._supervisor = Supervisor(wanted, around, nodes)
+        self._supervisor = Supervisor(wanted, around)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ NODE_FILE = "node.json"
 _ALIVE = r"""
 alive() {
   pid='' started='' boot=''
-  read -r pid started boot < "$1/node.pid" 2>/dev/null || return 1
+  read -r pid started boot 2>/dev/null < "$1/node.pid" || return 1
   case $pid in ''|*[!0-9]*) return 1;; esac
   [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ] || return 1
   stat=$(cat "/proc/$pid/stat" 2>/dev/null) || return 1

@@ -136,7 +136,7 @@ for file in "$1"/vllmdeploy-*.service; do
   unit=${file##*/}
   printf '@@unit@@%s\\n' "$unit"
   systemctl show --property=ActiveState,SubState,UnitFileState,MainPID,NRestarts -- "$unit"
-  sed -n '/^\\[X-Vllmdeploy\\]$/,$s/^\\([^[=]*\\)=/label \\1=/p' "$file"
+  sed -n '/^\\[X-Vllmdeploy\\]$/,$s/^\\([^=]*\\)=/label \\1=/p' "$file"
 done
 exit 0
 """

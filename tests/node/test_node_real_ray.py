@@ -1,0 +1,173 @@
+"""The warden over real Ray: a head and a worker on this machine, with token authentication."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.node.wardens import Node, alive
+from tests.rig.programs import until
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install .[ray]"
+)
+
+LIMIT_S = 90.0
+
+
+def own_address() -> str:
+    """An address other hosts could use: Ray replaces loopback by it anyway."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("198.51.100.1", 9))
+        return str(probe.getsockname()[0])
+
+
+@pytest.fixture
+def folder() -> Generator[Path, None, None]:
+    # Ray's sockets lie deep below it and a Unix address has 107 bytes: pytest's is too long.
+    path = Path(tempfile.mkdtemp(prefix="vd-"))
+    yield path
+    shutil.rmtree(path)
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        self.secret = token.read_text()
+        self.folder = folder
+        self.ip = own_address()
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def node(self, name: str) -> Node:
+        return Node(self.folder, name, environment=self.environment)
+
+    def ray(self, name: str, first_port: int, *options: str) -> tuple[str, ...]:
+        """`ray start` with every port pinned, in a block of its own."""
+        ports = (
+            *("node-manager-port", "object-manager-port", "runtime-env-agent-port"),
+            *("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port"),
+        )
+        return (
+            *("ray", "start", "--block", f"--node-name={name}", f"--node-ip-address={self.ip}"),
+            *(f"--{port}={first_port + number}" for number, port in enumerate(ports)),
+            *(f"--min-worker-port={first_port + 20}", f"--max-worker-port={first_port + 60}"),
+            *("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"),
+            *options,
+        )
+
+    def head(self, *options: str) -> tuple[str, ...]:
+        return self.ray(
+            "gpu-01",
+            27_300,
+            *("--head", "--port=27379", "--num-gpus=2", f"--temp-dir={self.folder / 'h'}"),
+            *("--ray-client-server-port=27381", *options),
+        )
+
+    def worker(self) -> tuple[str, ...]:
+        return self.ray("gpu-02", 27_500, f"--address={self.ip}:27379", "--num-gpus=3")
+
+
+@pytest.fixture
+def cluster(folder: Path) -> Cluster:
+    return Cluster(folder)
+
+
+def cards(head: Node) -> dict[str, float]:
+    """Cards by name of the nodes Ray reports as alive."""
+    nodes: list[dict[str, Any]] = head.ask("nodes")["nodes"]
+    return {node["name"]: node["resources"].get("GPU", 0) for node in nodes if node["alive"]}
+
+
+def used(head: Node) -> list[float | None]:
+    """Ray says what is used some seconds after it says who is there: until then it is not known."""
+    return [node["used"].get("GPU") for node in head.ask("nodes")["nodes"] if node["alive"]]
+
+
+def reports(head: Node, wanted: dict[str, float]) -> None:
+    until(f"Ray reports {wanted}", lambda: cards(head) == wanted, limit_s=LIMIT_S, every_s=0.2)
+
+
+def test_a_cluster_forms_heals_and_ends(cluster: Cluster) -> None:
+    head, worker = cluster.node("head"), cluster.node("worker")
+    dashboard = ("--dashboard-host=127.0.0.1", "--dashboard-port=27382")
+    try:
+        worker.start("--role", "worker", child=cluster.worker())
+        assert worker.child("waiting", "ray")["pid"] is None
+        head.start(
+            "--role", "head", "--expect-nodes", "gpu-01,gpu-02", child=cluster.head(*dashboard)
+        )
+        head.child("running", "ray", LIMIT_S)
+        worker.child("running", "ray", LIMIT_S)
+        reports(head, {"gpu-01": 2.0, "gpu-02": 3.0})
+        answer = head.ask("nodes")
+        assert (answer["source"], answer["problem"]) == ("dashboard", "")
+        assert {node["ip"] for node in answer["nodes"]} == {cluster.ip}
+        until("what is used", lambda: used(head) == [0.0, 0.0], limit_s=LIMIT_S, every_s=0.2)
+        assert head.ask("status")["missing_nodes"] == []
+
+        raylet = pid_of(worker, "raylet/raylet")
+        os.kill(raylet, signal.SIGKILL)
+        worker.reaches(lambda status: status["ray"]["restarts"] >= 1, LIMIT_S)
+        worker.child("running", "ray", LIMIT_S)
+        os.kill(pid_of(head, "gcs/gcs_server"), signal.SIGKILL)
+        head.reaches(lambda status: status["ray"]["restarts"] == 1, LIMIT_S)
+        head.child("running", "ray", LIMIT_S)
+        reports(head, {"gpu-01": 2.0, "gpu-02": 3.0})
+
+        worker.child("running", "ray", LIMIT_S)
+        pids = [*head.left(), *worker.left()]
+        assert len(pids) >= 8
+        assert (worker.end(), head.end()) == (0, 0)
+        assert not any(map(alive, pids))
+        assert cluster.secret not in everything_written(head) + everything_written(worker)
+    finally:
+        head.clear()
+        worker.clear()
+
+
+def test_without_a_dashboard_the_gcs_is_asked(cluster: Cluster) -> None:
+    head = cluster.node("head")
+    try:
+        head.start("--role", "head", child=cluster.head("--include-dashboard=false"))
+        head.child("running", "ray", LIMIT_S)
+        reports(head, {"gpu-01": 2.0})
+        answer = head.ask("nodes")
+        assert (answer["source"], answer["nodes"][0]["used"]["GPU"]) == ("gcs", 0.0)
+        assert head.end() == 0
+        assert head.left() == []
+    finally:
+        head.clear()
+
+
+def pid_of(node: Node, program: str) -> int:
+    def find() -> int | None:
+        for pid in node.left():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+            if command.endswith(program):
+                return pid
+        return None
+
+    return until(program, find, limit_s=LIMIT_S)
+
+
+def everything_written(node: Node) -> str:
+    files = (*node.logs.iterdir(), node.run / "status.json", node.folder / f"{node.name}.out")
+    return "".join(file.read_text() for file in files)
