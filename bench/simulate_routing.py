@@ -47,6 +47,7 @@ POLL_S = 2.0
 FIRST_TOKEN_LIMIT_S = 2.0
 TOKEN_LIMIT_S = 0.05
 CHARACTERS_PER_TOKEN = 4
+MEAN_TURNS = 3.5
 
 
 @dataclass(slots=True)
@@ -70,9 +71,11 @@ def workload(chance: random.Random, count: int, per_second: float) -> list[Job]:
     """Conversations arrive by a Poisson process; a turn brings the history of those before."""
     jobs: list[Job] = []
     now, context = 0.0, 0
-    while len(jobs) < count:
+    # A conversation lasts minutes: only after some are turns of all ages there at once.
+    settled = 300.0
+    while now < settled + 1.5 * count / per_second:
         turns = 1 + min(12, int(chance.expovariate(1 / 3)))
-        now += chance.expovariate(per_second / 4)
+        now += chance.expovariate(per_second / MEAN_TURNS)
         context += 1
         # A few system prompts are used far more than the rest.
         system = min(int(chance.paretovariate(0.8)), 200)
@@ -86,10 +89,11 @@ def workload(chance: random.Random, count: int, per_second: float) -> list[Job]:
             jobs.append(Job(at, system, system_tokens, context, prompt, output, request))
             prompt += output
             at += output * 0.03 + chance.expovariate(1 / 20)
-    jobs.sort(key=lambda job: job.at)
+    jobs = sorted((job for job in jobs if job.at >= settled), key=lambda job: job.at)[:count]
     for job in jobs:
+        job.at -= settled
         job.gateway = chance.randrange(2)
-    return jobs[:count]
+    return jobs
 
 
 def _affinity(system: int, system_tokens: int, context: int, prompt_tokens: int) -> Affinity:
@@ -164,9 +168,16 @@ class Figures:
 class Simulation:
     """Events in a heap; an event of an engine is void once its version has moved on."""
 
-    def __init__(self, policy: str, jobs: Sequence[Job], seed: int, upstreams: Sequence[Upstream]):
+    def __init__(
+        self,
+        policy: str,
+        jobs: Sequence[Job],
+        seed: int,
+        upstreams: Sequence[Upstream],
+        engine_speeds: Sequence[float],
+    ) -> None:
         self.jobs = jobs
-        self.engines = [Engine(speed) for speed in speeds(len(upstreams))]
+        self.engines = [Engine(speed) for speed in engine_speeds]
         self.gateways = [[Member(upstream) for upstream in upstreams] for _ in range(2)]
         self.places = {upstream.id: place for place, upstream in enumerate(upstreams)}
         chances = (random.Random(seed), random.Random(seed + 1))
@@ -257,12 +268,14 @@ class Simulation:
         self._push(now + POLL_S, "poll", 0)
 
 
-def speeds(count: int) -> list[float]:
+def speeds(count: int, even: bool) -> list[float]:
+    if even:
+        return [1.0] * count
     old = count // 4
     return [1.0] * (count - old) + [0.55] * (old - 1) + [0.25]
 
 
-def fleet(count: int) -> list[Upstream]:
+def fleet(count: int, even: bool) -> list[Upstream]:
     return [
         Upstream(
             f"i{n}",
@@ -271,16 +284,19 @@ def fleet(count: int) -> list[Upstream]:
             cost=1.0 if speed == 1.0 else 0.4,
             limit=SLOTS,
         )
-        for n, speed in enumerate(speeds(count))
+        for n, speed in enumerate(speeds(count, even))
     ]
 
 
-def simulate(policy: str, *, seed: int, requests: int, instances: int, load: float) -> Figures:
-    upstreams = fleet(instances)
-    full = sum(speeds(instances)) * SLOTS / (STEP_S + STEP_PER_SEQUENCE_S * SLOTS)
+def simulate(
+    policy: str, *, seed: int, requests: int, instances: int, load: float, even: bool
+) -> Figures:
+    upstreams = fleet(instances, even)
+    engine_speeds = speeds(instances, even)
+    full = sum(engine_speeds) * SLOTS / (STEP_S + STEP_PER_SEQUENCE_S * SLOTS)
     mean_output = math.exp(5.0 + 1.1**2 / 2)
     jobs = workload(random.Random(seed), requests, load * full / mean_output)
-    simulation = Simulation(policy, jobs, seed, upstreams)
+    simulation = Simulation(policy, jobs, seed, upstreams, engine_speeds)
     simulation.run()
     # The first tenth fills caches and queues, the last tenth meets an emptying fleet.
     return figures(policy, jobs[requests // 10 : -requests // 10], simulation, upstreams)
@@ -329,12 +345,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--policy", action="append", choices=NAMES, help="only these")
     parser.add_argument("--requests", type=int, default=40_000)
     parser.add_argument("--instances", type=int, default=64)
-    parser.add_argument("--load", type=float, default=0.75, help="share of the fleet's capacity")
+    parser.add_argument("--load", type=float, default=0.8, help="share of the fleet's capacity")
+    parser.add_argument("--even", action="store_true", help="64 equal instances, none ill")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--svg", type=Path)
     wanted = parser.parse_args(arguments)
-    setting = {key: getattr(wanted, key) for key in ("seed", "requests", "instances", "load")}
+    keys = ("seed", "requests", "instances", "load", "even")
+    setting = {key: getattr(wanted, key) for key in keys}
     rows = [simulate(policy, **setting) for policy in wanted.policy or NAMES]
     if wanted.json:
         print(json.dumps({**setting, "policies": [asdict(row) for row in rows]}, indent=2))

@@ -255,7 +255,7 @@ def test_weighted_forgets_who_is_long_gone() -> None:
     [
         ([member("dear", 0, cost=3.0), member("cheap", 9)], "cheap dear"),
         ([member("slow", cost=1.0, pace=0.09), member("fast", cost=2.0, pace=0.03)], "fast slow"),
-        ([member("full", 8, limit=8), member("dear", 7, cost=3.0, limit=8)], "dear full"),
+        ([member("full", 6, limit=8), member("dear", 5, cost=3.0, limit=8)], "dear full"),
         ([member("queues", 2, waiting=1), member("dear", 7, cost=3.0)], "dear queues"),
         ([member("fuller", 9, limit=8), member("full", 8, cost=9.0, limit=8)], "full fuller"),
         ([member("new", cost=1.0), member("known", cost=1.5, pace=0.02)], "new known"),
