@@ -10,10 +10,11 @@ import pytest
 
 pytest.register_assert_rewrite("tests.rig.look")
 
+from tests.rig import claim  # noqa: E402
 from tests.rig import rig as rigs  # noqa: E402
 from tests.rig.rig import Rig  # noqa: E402
 
-HERE = str(rigs.WORKTREE / "tests/rig")
+HERE = str(claim.WORKTREE / "tests/rig")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,60 +4,23 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.rig import base, network
+from tests.rig import base, claim, network
+from tests.rig.disk import Disk, Profile
 from tests.rig.programs import RigError, run, until
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT = Path(__file__).with_name("host_init.sh")
-RUNC = Path(__file__).with_name("runc_within_limits.sh")
-USER_ID = 1500
-PASSWORD = "correct horse battery staple"
-# Folders of a real machine that are this host's own, and survive its reboot.
-OWN_FOLDERS = (
-    "var/lib",
-    "var/log",
-    "var/cache",
-    "var/tmp",
-    "root/.ssh",
-    "home",
-    "srv",
-    "opt",
-    "mnt",
-)
-MOUNT_POINTS = ("usr", "etc", "proc", "sys", "dev", "run", "tmp")
 DOCKERD = (
     *("dockerd", "--host", "unix:///run/docker.sock", "--storage-driver", "overlay2"),
     # No bridge, no firewall rules: every container of ours uses the host's network.
     *("--bridge", "none", "--iptables=false", "--ip-masq=false"),
     *("--exec-opt", "native.cgroupdriver=cgroupfs"),
 )
-SSHD_CONFIG = """\
-HostKey /etc/ssh/ssh_host_ed25519_key
-PermitRootLogin prohibit-password
-PasswordAuthentication yes
-UsePAM no
-AcceptEnv LANG LC_*
-Subsystem sftp internal-sftp
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What makes a host unlike the others."""
-
-    name: str
-    user: str = "root"
-    shell: str = "/bin/bash"
-    nics: tuple[network.Nic, ...] = (network.Nic(),)
-    without: tuple[str, ...] = ()
-    engine: bool = True
-    cards: int = 2
 
 
 @dataclass(slots=True)
@@ -88,17 +51,16 @@ class Host:
         return f"{self.user}@{self.ip}"
 
     @property
-    def root(self) -> Path:
-        """Its file system, seen from outside, less the parts that start empty with each boot."""
-        return self.folder / "root"
+    def disk(self) -> Disk:
+        return Disk(self.folder)
 
     @property
-    def home(self) -> Path:
-        return self.root / ("root" if self.user == "root" else f"home/{self.user}")
+    def public_key(self) -> str:
+        return self.disk.host_key.with_suffix(".pub").read_text()
 
     @property
     def cgroup(self) -> str:
-        return f"vllmdeploy-rig-{self.number}/{self.name}"
+        return f"{claim.cgroup(self.number)}/{self.name}"
 
     def ip_of(self, nic: str) -> str:
         found = next(one for one in self.profile.nics if one.name == nic)
@@ -106,29 +68,9 @@ class Host:
 
     # Its life
 
-    def install(self, *, host_key: Path, authorized: str, golden: Path | None) -> None:
-        """Lay its disk out; nothing runs yet."""
-        for path in (*OWN_FOLDERS, *MOUNT_POINTS):
-            (self.root / path).mkdir(parents=True, exist_ok=True)
-        for link in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-            if Path("/", link).is_symlink():
-                (self.root / link).symlink_to(Path("/", link).readlink())
-        (self.root / "var/run").symlink_to("/run")
-        (self.root / "root").chmod(0o700)
-        for part in ("usr", "etc", "work-usr", "work-etc", "speed"):
-            (self.folder / part).mkdir()
-        for nic in self.profile.nics:
-            if nic.speed_mbit is not None:
-                (self.folder / "speed" / nic.name).write_text(f"{nic.speed_mbit}\n")
-        if not _may_raise_limits():
-            wrapper = self.folder / "usr/local/sbin/runc"
-            wrapper.parent.mkdir(parents=True)
-            shutil.copy2(RUNC, wrapper)
-            wrapper.chmod(0o755)
-        _write_etc(self.folder / "etc", self, host_key)
-        self._authorize(authorized)
-        if golden is not None:
-            base.copy_engine(golden, self.root / "var/lib/docker")
+    def install(self, *, authorized: str, golden: Path | None) -> None:
+        """Give it a disk and an address; nothing runs yet."""
+        self.disk.lay_out(self.profile, self.ip, authorized=authorized, golden=golden)
         network.plug_in(self.number, self.name, self.last, self.profile.nics)
 
     def boot(self) -> None:
@@ -175,6 +117,11 @@ class Host:
         name = network.namespace(self.number, self.name)
         until(f"{self.name}: every process gone", lambda: not network.processes(name))
 
+    def let_go(self) -> None:
+        """Outlive this process without its complaint about a child that still runs."""
+        if self._outer is not None:
+            self._outer.returncode = 0
+
     def reboot(self) -> None:
         """As after a power cut: /run, /tmp and /dev/shm are empty, disks as they were, and Docker
         starts again what its restart policies say."""
@@ -216,23 +163,6 @@ class Host:
 
     # Inside it
 
-    def files(self) -> frozenset[str]:
-        """Every file on its own disks: what it was installed with, and what came since."""
-        docker = self.root / "var/lib/docker"
-        trees = {"/etc": self.folder / "etc", "/usr": self.folder / "usr"}
-        for top in self.root.iterdir():
-            if top.is_dir() and not top.is_symlink() and top.name not in MOUNT_POINTS:
-                trees[f"/{top.name}"] = top
-        found: set[str] = set()
-        for name, tree in trees.items():
-            for folder, folders, files in os.walk(tree):
-                if Path(folder) == docker:
-                    folders.clear()
-                    continue
-                inside = Path(name) / Path(folder).relative_to(tree)
-                found.update(str(inside / file) for file in files)
-        return frozenset(found)
-
     def enter(self, *argv: str) -> tuple[str, ...]:
         """A command as root inside the host, past its sshd."""
         spaces = ("--mount", "--uts", "--ipc", "--net", "--pid")
@@ -256,15 +186,6 @@ class Host:
         )
         return Answer(done.returncode, done.stdout, done.stderr)
 
-    def _authorize(self, key: str) -> None:
-        folder = self.home / ".ssh"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "authorized_keys").write_text(key)
-        if self.user != "root":
-            for path in (self.home, folder, folder / "authorized_keys"):
-                os.chown(path, USER_ID, USER_ID)
-        folder.chmod(0o700)
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -277,40 +198,3 @@ class Answer:
     @property
     def ok(self) -> bool:
         return self.status == 0
-
-
-def _may_raise_limits() -> bool:
-    """Servers may; some sandboxes take that one right (CAP_SYS_RESOURCE, bit 24) even from root."""
-    status = Path("/proc/self/status").read_text()
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective.split()[1], 16) & (1 << 24))
-
-
-def _write_etc(etc: Path, host: Host, host_key: Path) -> None:
-    """What differs from this machine's /etc: name, one user, sshd."""
-    user, shell = host.user, host.profile.shell
-    (etc / "ssh").mkdir()
-    (etc / "sudoers.d").mkdir(mode=0o750)
-    (etc / "docker").mkdir()
-    (etc / "docker/daemon.json").write_text("{}\n")
-    (etc / "hostname").write_text(f"{host.name}\n")
-    (etc / "hosts").write_text(f"127.0.0.1 localhost\n{host.ip} {host.name}\n")
-    (etc / "ssh/sshd_config").write_text(SSHD_CONFIG)
-    shutil.copy2(host_key, etc / "ssh/ssh_host_ed25519_key")
-    hashed = run(("openssl", "passwd", "-6", "-stdin"), stdin=PASSWORD.encode()).stdout.strip()
-    home, uid = ("/root", 0) if user == "root" else (f"/home/{user}", USER_ID)
-    entries = {
-        "passwd": f"{user}:x:{uid}:{uid}::{home}:{shell}",
-        "shadow": f"{user}:{hashed}:19000:0:99999:7:::",
-        "group": f"{user}:x:{uid}:",
-    }
-    for name, entry in entries.items():
-        source = Path("/etc", name)
-        kept = [line for line in source.read_text().splitlines() if line.split(":")[0] != user]
-        (etc / name).write_text("\n".join((*kept, entry, "")))
-        shutil.copystat(source, etc / name)
-        os.chown(etc / name, 0, source.stat().st_gid)
-    if user != "root":
-        rule = etc / f"sudoers.d/{user}"
-        rule.write_text(f"{user} ALL=(ALL) NOPASSWD: ALL\n")
-        rule.chmod(0o440)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.rig.host import Host
 from tests.rig.rig import Rig
+from vllmdeploy.core.layout import SYSTEM_STATE_ROOT, Layout
 
 DASHBOARD = "http://127.0.0.1:8265/nodes?view=summary"
 # Logs of the host's own services, which a deployment cannot help growing.
@@ -87,6 +88,13 @@ def ray_nodes(host: Host, *, token_file: str) -> tuple[RayNode, ...]:
     )
 
 
+def cluster(rig: Rig, *, name: str = "vllm") -> dict[str, int]:
+    """Cards by IP of the nodes that are alive in our Ray cluster, as Ray itself has them."""
+    token_file = Layout(f"{SYSTEM_STATE_ROOT}/{name}").ray_token
+    nodes = ray_nodes(rig.head, token_file=token_file)
+    return {node.ip: node.cards for node in nodes if node.alive}
+
+
 def listening(host: Host) -> frozenset[int]:
     """TCP ports that something on the host accepts connections on."""
     lines = host.sh("ss --tcp --listening --numeric --no-header").stdout.splitlines()
@@ -109,13 +117,13 @@ class Snapshot:
 
 
 def snapshot(rig: Rig) -> dict[str, Snapshot]:
-    return {host.name: Snapshot(host.files(), listening(host)) for host in rig.hosts}
+    return {host.name: Snapshot(host.disk.files(), listening(host)) for host in rig.hosts}
 
 
 def left(host: Host, before: Snapshot, *, besides: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What is on a host that was not there before; `besides` are path prefixes that may stay."""
     allowed = (*OF_THE_SYSTEM, *besides)
-    files = (path for path in host.files() - before.files if not path.startswith(allowed))
+    files = (path for path in host.disk.files() - before.files if not path.startswith(allowed))
     volumes = host.sh("docker volume ls --quiet").stdout.split()
     return (
         *(f"container {name}" for name in sorted(containers(host))),

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tests.rig import base, network
-from tests.rig.host import PATH, Host, Profile
-from tests.rig.programs import RigError, run
+from tests.rig import base, claim, network
+from tests.rig.claim import WORKTREE
+from tests.rig.disk import Profile
+from tests.rig.host import PATH, Host
+from tests.rig.programs import run
 
-WORKTREE = Path(__file__).resolve().parents[2]
 CACHE = WORKTREE / ".cache"
 ARTIFACTS = WORKTREE / ".rig" / "artifacts"
-LOCKS = Path("/run/lock")
-NUMBERS = range(20, 220)
 NEEDED = (
-    "debootstrap",
-    "dockerd",
-    "docker",
-    "ip",
-    "tc",
-    "nsenter",
-    "unshare",
-    "ssh-keygen",
-    "sudo",
+    *("debootstrap", "dockerd", "docker", "ip", "tc", "nsenter", "unshare"),
+    *("openssl", "ssh-keygen", "sudo"),
 )
 
 SLOW = network.Nic(name="eth0", subnet="a", rate="400mbit", speed_mbit=1_000)
@@ -57,45 +48,6 @@ def reason_it_cannot_run() -> str | None:
     search = f"{os.environ.get('PATH', '')}:{PATH}"
     missing = [program for program in NEEDED if shutil.which(program, path=search) is None]
     return f"the rig needs {', '.join(missing)}: run scripts/setup.sh" if missing else None
-
-
-def _lock(number: int) -> TextIO | None:
-    """This number's lock, which says whose it is; None while a living rig holds it."""
-    lock = (LOCKS / f"vllmdeploy-rig-{number}").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-def _sweep_dead() -> None:
-    """Take away what killed or kept rigs of this worktree left: a lock ends with its process."""
-    for number in NUMBERS:
-        if not network.namespaces(number):
-            continue
-        lock = _lock(number)
-        if lock is None:
-            continue
-        with lock:
-            lock.seek(0)
-            if lock.read() == str(WORKTREE):
-                _sweep(number)
-
-
-def _claim_number() -> tuple[int, TextIO]:
-    """A number that no rig has, living or kept, so that two suites can run at once."""
-    preferred = zlib.crc32(str(WORKTREE).encode())
-    for step in range(len(NUMBERS)):
-        number = NUMBERS[(preferred + step) % len(NUMBERS)]
-        lock = None if network.namespaces(number) else _lock(number)
-        if lock is not None:
-            lock.truncate(0)
-            lock.write(str(WORKTREE))
-            lock.flush()
-            return number, lock
-    raise RigError(f"{len(NUMBERS)} rigs are on this machine already")
 
 
 def _on_all(hosts: Iterable[Host], action: Callable[[Host], None]) -> None:
@@ -179,6 +131,32 @@ class Rig:
             cwd=str(folder),
         )
 
+    def killed(
+        self, *argv: str, folder: Path, when: Callable[[str], bool], limit_s: float = 180
+    ) -> tuple[str, ...]:
+        """Our command line, killed by SIGKILL as soon as it says a line for which `when` is true.
+        Returns the lines; the last of them is that one, unless it came to its end before."""
+        said: list[str] = []
+        with subprocess.Popen(
+            (str(Path(sys.prefix, "bin/vllmdeploy")), *argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.operator_environment(),
+            cwd=folder,
+        ) as program:
+            assert program.stdout is not None
+            late = threading.Timer(limit_s, program.kill)
+            late.start()
+            for line in program.stdout:
+                said.append(line.rstrip("\n"))
+                if when(said[-1]):
+                    program.kill()
+                    break
+            late.cancel()
+        return tuple(said)
+
     def operator_environment(self) -> dict[str, str]:
         """An operator with an empty home and no agent."""
         home = str(self.folder / "operator")
@@ -207,11 +185,14 @@ class Rig:
 
     def remove(self) -> None:
         _on_all(self.hosts, Host.power_off)
-        _sweep(self.number)
+        claim.sweep(self.number)
         self._lock.close()
 
     def abandon(self) -> None:
-        """Leave it running for someone to look at; the next rig of this worktree takes it away."""
+        """Leave it running for someone to look at; the next run takes it away."""
+        for host in self.hosts:
+            host.let_go()
+        os.dup(self._lock.fileno())  # holds the lock for as long as this process lives
         self._lock.close()
 
 
@@ -237,32 +218,6 @@ def _quoted(value: str | int) -> str:
     return shlex.quote(text) if " " in text else text
 
 
-def _folder(number: int) -> Path:
-    return WORKTREE / ".rig" / str(number)
-
-
-def _sweep(number: int) -> None:
-    """Take away whatever carries this number."""
-    for name in network.namespaces(number):
-        network.remove(name)
-    if Path(f"/sys/class/net/vr{number}").exists():
-        run(("ip", "link", "delete", f"vr{number}"))
-    for group in Path("/sys/fs/cgroup").glob(f"**/vllmdeploy-rig-{number}"):
-        for inner in sorted((group, *group.rglob("*")), reverse=True):
-            if inner.is_dir():
-                inner.rmdir()
-    if _folder(number).exists():
-        shutil.rmtree(_folder(number))
-
-
-def _make_keys(operator: Path) -> tuple[Path, str]:
-    """The operator's key pair and the hosts' one host key: where that is, and who may log in."""
-    operator.mkdir(parents=True)
-    for name in ("id_ed25519", "host_key"):
-        run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(operator / name)))
-    return operator / "host_key", (operator / "id_ed25519.pub").read_text()
-
-
 def start(profiles: Sequence[Profile] = MIXED_FLEET) -> Rig:
     """Bring a fleet up; the image is made first where it is not cached."""
     golden = base.golden_engine(CACHE)
@@ -272,23 +227,20 @@ def start(profiles: Sequence[Profile] = MIXED_FLEET) -> Rig:
 
 
 def _start(profiles: Sequence[Profile], golden: Path | None) -> Rig:
-    _sweep_dead()
-    number, lock = _claim_number()
-    folder = _folder(number)
-    if folder.exists():
-        shutil.rmtree(folder)
-    host_key, authorized = _make_keys(folder / "operator")
+    number, lock = claim.claim()
+    folder = claim.folder(number)
     hosts = tuple(
         Host(profile, number, network.FIRST_HOST + index, folder / profile.name)
         for index, profile in enumerate(profiles)
     )
     rig = Rig(number, folder, hosts, base.IMAGE, lock)
-    public = host_key.with_suffix(".pub").read_text()
-    rig.known_hosts.write_text("".join(f"{host.ip} {public}" for host in hosts))
+    rig.key.parent.mkdir(parents=True)
+    run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(rig.key)))
+    authorized = rig.key.with_suffix(".pub").read_text()
 
     def bring_up(host: Host) -> None:
         engine = golden if host.profile.engine else None
-        host.install(host_key=host_key, authorized=authorized, golden=engine)
+        host.install(authorized=authorized, golden=engine)
         host.boot()
 
     try:
@@ -297,6 +249,7 @@ def _start(profiles: Sequence[Profile], golden: Path | None) -> Rig:
     except BaseException:
         rig.remove()
         raise
+    rig.known_hosts.write_text("".join(f"{host.ip} {host.public_key}" for host in hosts))
     return rig
 
 
@@ -310,9 +263,9 @@ def _forge(golden: Path) -> None:
         base.debootstrap(system)
         base.tar_into(system, rig.head.enter("docker", "import", "-", base.IMAGE))
         rig.head.stop_docker()
-        (rig.head.root / "var/lib/docker/engine-id").unlink(missing_ok=True)
+        (rig.head.disk.docker / "engine-id").unlink(missing_ok=True)
         rig.head.power_off()
-        (rig.head.root / "var/lib/docker").rename(golden)
+        rig.head.disk.docker.rename(golden)
     finally:
         rig.remove()
     sys.stderr.write(f"rig: base image made in {time.monotonic() - started:.0f} s\n")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import base, hand, look, network
+from tests.rig import base, claim, hand, look, network
 from tests.rig import rig as rigs
-from tests.rig.host import Profile
+from tests.rig.disk import Profile
 from tests.rig.programs import until
 from tests.rig.rig import Rig
 
@@ -174,7 +174,7 @@ def _traces(number: int) -> list[str]:
         *(f"link {path.name}" for path in Path("/sys/class/net").glob(f"vr{number}")),
         *(line for line in mounts.splitlines() if f"/.rig/{number}/" in line),
         *(f"cgroup {path}" for path in groups),
-        *(f"folder {path}" for path in (rigs.WORKTREE / ".rig").glob(str(number))),
+        *(f"folder {path}" for path in (claim.WORKTREE / ".rig").glob(str(number))),
     ]
 
 
@@ -192,10 +192,10 @@ def test_removing_a_rig_leaves_no_trace() -> None:
 
 
 def test_what_a_killed_run_left_is_taken_away_by_the_next() -> None:
-    start = "from tests.rig import rig as r; from tests.rig.host import Profile as P; import time; "
+    start = "from tests.rig import rig as r; from tests.rig.disk import Profile as P; import time; "
     start += "print(r.start((P(name='orphan', engine=False),)).number, flush=True); time.sleep(600)"
     argv = (sys.executable, "-c", start)
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=rigs.WORKTREE) as killed:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=claim.WORKTREE) as killed:
         assert killed.stdout is not None
         number = int(killed.stdout.readline())
         os.kill(killed.pid, signal.SIGKILL)
