@@ -78,17 +78,19 @@ class Dialler:
         """A connection that is logged in; HostError says why there is none."""
         return self._logged_in(self.route(host), host.name)
 
-    def host_key(self, host: Host) -> HostKey:
-        """The key a host answers with, asked without logging in to it."""
-        hops = self.route(host)
-        transport = self._shaken_hands(hops[-1], self._jump(hops[:-1], host.name), host.name)
+    def key_at(self, hops: tuple[Hop, ...], host: str) -> HostKey:
+        """The key the last hop answers with, asked without logging in to it."""
+        transport = self._shaken_hands(hops[-1], self._jump(hops[:-1], host), host)
         try:
             return _key_of(transport)
         finally:
             transport.close()
 
-    def recorded(self, host: Host) -> KnownHosts:
-        return KnownHosts(self._known.of(self.route(host)[-1].known_as))
+    def recorded(self, hop: Hop) -> str:
+        return "; ".join(map(str, self._known.of(hop.known_as))) or "as revoked"
+
+    def judge(self, hop: Hop, key: HostKey) -> Trust:
+        return self._known.judge(hop.known_as, key)
 
     def close(self) -> None:
         with self._lock:
@@ -169,7 +171,7 @@ class Dialler:
 
     def _check_key(self, transport: paramiko.Transport, hop: Hop, host: str) -> None:
         key = _key_of(transport)
-        verdict = self._known.judge(hop.known_as, key)
+        verdict = self.judge(hop, key)
         who = "its" if hop.name == host else f"the jump host {hop.name}'s"
         if verdict is Trust.UNKNOWN:
             raise HostKeyUnknown(
@@ -178,8 +180,7 @@ class Dialler:
                 hint="`vllmdeploy trust` shows the keys of all hosts and records them",
             )
         if verdict is not Trust.KNOWN:
-            recorded = "; ".join(map(str, self._known.of(hop.known_as))) or "as revoked"
-            raise key_changed(host, hop, key, recorded, who=who)
+            raise key_changed(host, hop, key, self.recorded(hop), who=who)
 
 
 def key_changed(

@@ -83,13 +83,14 @@ def _started_by(command: Command, prefix: tuple[str, ...]) -> bytes:
     It stands behind sudo, since a plain user cannot signal root's processes; where the rules of
     sudo do not allow that, and on hosts without it, `env` keeps the shell's builtins out.
     """
+    unlimited = b":" if prefix else b'set -- env "$@"'
     if math.isinf(command.limit_s):
-        return b'set -- env "$@"'
+        return unlimited
     limit = b"timeout -k %d %d" % (KILL_GRACE_S, max(1, math.ceil(command.limit_s)))
     usable = limit + b" true </dev/null >/dev/null 2>&1"
     if prefix == _SUDO:
         usable += b" && sudo -n -l timeout </dev/null >/dev/null 2>&1"
-    return b"if " + usable + b"; then set -- " + limit + b' "$@"; else set -- env "$@"; fi'
+    return b"if " + usable + b"; then set -- " + limit + b' "$@"; else ' + unlimited + b"; fi"
 
 
 def _sudo_prefix(argv: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
