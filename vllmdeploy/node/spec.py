@@ -84,6 +84,8 @@ def parse_engine(text: str) -> ChildSpec:
     if not argv:
         raise BadSpec("argv: must name a program")
     env = _mapping(fields.get("env", {}), "env")
+    if any(not key or "=" in key or "\0" in key for key in env):
+        raise BadSpec("env: a name is empty or holds '='")
     return ChildSpec(
         name=name,
         argv=argv,
