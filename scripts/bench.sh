@@ -1,11 +1,18 @@
 #!/bin/sh
-# Runs every measurement in bench/; each prints its figures and adds them to .bench/figures.jsonl.
+# Runs the measurements named here; what each prints stays in .bench/, its figures (JSON lines with
+# an "id") are drawn as a table at the end.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p .bench
-: >.bench/figures.jsonl
-for measurement in bench/bench_*.py; do
-    printf '== %s\n' "$measurement"
-    .venv/bin/python "$measurement"
-done
+
+measure() {
+    printf '== %s\n' "$*"
+    output=.bench/$(basename "$1" .py).jsonl
+    .venv/bin/python "$@" >"$output.new"
+    mv "$output.new" "$output"
+    cat "$output"
+}
+
+measure bench/batch.py --rows 200000
+measure bench/simulate_routing.py
 exec .venv/bin/python scripts/figures.py

@@ -1,7 +1,7 @@
 """Draws the figures that measurements and fault cases left in .bench/ as one table.
 
-Each line of .bench/*.jsonl is one JSON object whose keys are `COLUMNS`; only `id`, `figure` and
-`value` must be there.
+A figure is a line of .bench/*.jsonl that is a JSON object whose keys are `COLUMNS`; only `id`,
+`figure` and `value` must be there. Measurements may print other lines too.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ def table(records: Iterable[dict[str, object]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def figures(lines: Iterable[str]) -> list[dict[str, object]]:
+    records = (json.loads(line) for line in lines if line.startswith("{"))
+    return [record for record in records if record.keys() >= {"id", "figure", "value"}]
+
+
 def main() -> int:
     files = sorted(Path(".bench").glob("*.jsonl"))
-    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    records = figures(line for file in files for line in file.read_text().splitlines())
     if not records:
         sys.stderr.write("no figures in .bench/: run `make bench` or `make test-long` first\n")
         return 2

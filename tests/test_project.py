@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.figures import table
+from scripts.figures import figures, table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,3 +84,8 @@ def test_figures_are_drawn_as_one_table() -> None:
         "| U1 | up / by hand | 1.12  | 1.2    | yes  | 5 |      |         |\n"
         "| R1 | failed       | 3     | 0      | NO   |   | 7    |         |"
     )
+
+
+def test_lines_that_are_no_figures_are_passed_over() -> None:
+    said = ("# policy  p99", '{"rows": 5}', '{"id": "B1", "figure": "rows/s", "value": 9}')
+    assert figures(said) == [{"id": "B1", "figure": "rows/s", "value": 9}]
