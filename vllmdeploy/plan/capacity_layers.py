@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 FULL, WINDOW, STATE, NONE = "full", "window", "state", "none"
-_BY_NAME = {
-    "full_attention": FULL,
-    "attention": FULL,
-    "global_attention": FULL,
-    "hybrid": FULL,
-    "sliding_attention": WINDOW,
-    "chunked_attention": WINDOW,
-    "sliding_window": WINDOW,
-    "linear_attention": STATE,
-    "mamba": STATE,
-    "mamba2": STATE,
-    "conv": STATE,
-    "recurrent": STATE,
-    "moe": NONE,
-    "mlp": NONE,
+_NAMES = {
+    FULL: ("full_attention", "attention", "global_attention", "hybrid"),
+    WINDOW: ("sliding_attention", "chunked_attention", "sliding_window"),
+    STATE: ("linear_attention", "mamba", "mamba2", "conv", "recurrent"),
+    NONE: ("moe", "mlp"),
 }
+_BY_NAME = {name: kind for kind, names in _NAMES.items() for name in names}
 _BY_LETTER = {"*": FULL, "M": STATE, "-": NONE, "E": NONE}
 _WINDOW_EVERYWHERE = ("mistral", "phi3", "starcoder2")
 _STATE_KEYS = ("mamba_d_state", "ssm_state_size", "state_size", "mamba_d_conv", "ssm_cfg")
