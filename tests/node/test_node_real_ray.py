@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import secrets
 import shutil
@@ -24,6 +25,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 LIMIT_S = 90.0
+# A block of ports for each cluster, below the range the kernel takes its own from, and starting
+# elsewhere in each test run, so that two runs on one machine seldom meet.
+_BLOCK = 200
+_BLOCKS = itertools.count(os.getpid() % 60)
 
 
 def own_address() -> str:
@@ -48,6 +53,7 @@ class Cluster:
         token.write_text(secrets.token_hex(32))
         self.secret = token.read_text()
         self.folder = folder
+        self.port = 20_000 + next(_BLOCKS) % 60 * _BLOCK
         self.ip = own_address()
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -76,13 +82,19 @@ class Cluster:
     def head(self, *options: str) -> tuple[str, ...]:
         return self.ray(
             "gpu-01",
-            27_300,
-            *("--head", "--port=27379", "--num-gpus=2", f"--temp-dir={self.folder / 'h'}"),
-            *("--ray-client-server-port=27381", *options),
+            self.port,
+            *("--head", f"--port={self.port + 10}", "--num-gpus=2"),
+            *(f"--ray-client-server-port={self.port + 11}", *options),
+            f"--temp-dir={self.folder / 'h'}",
         )
 
     def worker(self) -> tuple[str, ...]:
-        return self.ray("gpu-02", 27_500, f"--address={self.ip}:27379", "--num-gpus=3")
+        address = f"--address={self.ip}:{self.port + 10}"
+        return self.ray("gpu-02", self.port + 100, address, "--num-gpus=3")
+
+    @property
+    def dashboard(self) -> tuple[str, str]:
+        return ("--dashboard-host=127.0.0.1", f"--dashboard-port={self.port + 12}")
 
 
 @pytest.fixture
@@ -107,12 +119,15 @@ def reports(head: Node, wanted: dict[str, float]) -> None:
 
 def test_a_cluster_forms_heals_and_ends(cluster: Cluster) -> None:
     head, worker = cluster.node("head"), cluster.node("worker")
-    dashboard = ("--dashboard-host=127.0.0.1", "--dashboard-port=27382")
     try:
         worker.start("--role", "worker", child=cluster.worker())
         assert worker.child("waiting", "ray")["pid"] is None
         head.start(
-            "--role", "head", "--expect-nodes", "gpu-01,gpu-02", child=cluster.head(*dashboard)
+            "--role",
+            "head",
+            "--expect-nodes",
+            "gpu-01,gpu-02",
+            child=cluster.head(*cluster.dashboard),
         )
         head.child("running", "ray", LIMIT_S)
         worker.child("running", "ray", LIMIT_S)

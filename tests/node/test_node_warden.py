@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -224,6 +225,35 @@ def test_a_long_run_folder_gets_a_short_socket_named_in_the_status(
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert node.end() == 0
     assert not path.parent.exists()
+
+
+def test_a_run_folder_that_cannot_be_written_does_not_end_the_child(node: Node) -> None:
+    node.start(*QUICK, child=SLEEPER)
+    first = node.child("running")["pid"]
+    until("written", lambda: '"running"' in (node.run / "status.json").read_text())
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(str(node.run / "ctl.sock"))
+        shutil.rmtree(node.run)
+        os.kill(first, signal.SIGKILL)
+        until("the problem", lambda: "cannot write status.json: No such file" in node.said)
+        door.sendall(b'{"ask": "status"}\n')
+        status = json.loads(door.makefile("rb").read())
+    assert status["problem"] == "cannot write status.json: No such file or directory"
+    assert node.end() == 0
+    assert node.left() == []
+
+
+def test_a_count_of_lines_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in ("-1", "x", ""):
+        with pytest.raises(SystemExit):
+            ctl.main(["--run", "r", "logs", "ray", "--tail", count])
+        assert f"{count!r} is not a number of lines" in capsys.readouterr().err
+
+
+def test_ctl_without_any_warden_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("status",), ("nodes",), ("retry",), ("logs", "ray")):
+        assert ctl.main(["--run", str(tmp_path), *words]) == 3
+        assert capsys.readouterr().err.startswith("no ")
 
 
 def test_ctl_stop_ends_the_warden(node: Node) -> None:

@@ -49,8 +49,14 @@ def parser() -> argparse.ArgumentParser:
     words.add_parser("stop", help="end everything in order, then the warden")
     lines = words.add_parser("logs", help="the last lines of one child")
     lines.add_argument("name")
-    lines.add_argument("--tail", type=int, default=100, metavar="N")
+    lines.add_argument("--tail", type=_count, default=100, metavar="N")
     return made
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
+    return int(text)
 
 
 def _status(run: Path, out: Callable[[str], object], err: Callable[[str], object]) -> int:
