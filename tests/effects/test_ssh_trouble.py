@@ -142,6 +142,26 @@ def test_a_connection_cut_in_the_middle_of_a_command_is_an_error_and_the_next_on
         assert shell.run(Command(("echo", "again"))) == Result(0, "again\n")
 
 
+def test_where_the_host_has_no_timeout_program_this_machine_ends_the_command(
+    tmp_path: Path,
+) -> None:
+    require_sshd()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "cat", "env", "sleep"):
+        (programs / name).symlink_to(f"/bin/{name}")
+    with (
+        sshd(tmp_path / "sshd", f"SetEnv PATH={programs}") as server,
+        connect([server.host()], server.settings()) as connected,
+    ):
+        shell = connected.shells["a"]
+        assert shell.run(Command(("timeout", "1", "true"))).status == 127
+        result = shell.run(script("sleep 4373 & echo $! $$; wait").within(1.0))
+        assert result.timed_out
+        for pid in result.stdout.split():
+            assert shell.run(Command(("cat", f"/proc/{pid}/cmdline"))).stdout == ""
+
+
 def test_a_login_shell_that_runs_nothing_is_named_with_its_own_words(
     server: Sshd, open_folder: Path
 ) -> None:

@@ -24,7 +24,7 @@ SESSIONS = 8
 _REFUSALS = 8
 _EXEC_S = 20.0
 # The command's own group, and what `timeout` has put into another one.
-_END = 'kill -s KILL $(cat "/proc/$1/task/$1/children") -- "-$1"'
+_END = 'kill -s KILL $(cat "/proc/$1/task/$1/children"); kill -s KILL -- "-$1"'
 
 Dial = Callable[[], paramiko.Transport]
 

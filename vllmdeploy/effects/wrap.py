@@ -80,8 +80,8 @@ def program(command: Command, mark: bytes) -> bytes:
 def _started_by(command: Command, prefix: tuple[str, ...]) -> bytes:
     """`timeout` ends the command on the host even if this machine is gone by then.
 
-    It stands behind sudo, since a plain user cannot signal root's processes; where the rules of
-    sudo do not allow that, and on hosts without it, `env` keeps the shell's builtins out.
+    It stands behind sudo, since a plain user cannot signal root's processes, unless the rules of
+    sudo are too narrow for it. Without both, `env` keeps the shell's own words out.
     """
     unlimited = b":" if prefix else b'set -- env "$@"'
     if math.isinf(command.limit_s):
