@@ -8,7 +8,6 @@ from vllmdeploy.routing.policies.base import Chance
 from vllmdeploy.routing.policies.pace import usual_pace
 from vllmdeploy.routing.upstream import C, Candidate, Request
 
-
 # Not to the brim: what other gateways send is seen only at the next poll.
 _FULL_AT = 0.75
 
