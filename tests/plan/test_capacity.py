@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmdeploy.errors import UsageError
-from vllmdeploy.plan.capacity import GIB, Verdict, Wanted, assess, refusal, visible_bytes
+from vllmdeploy.plan.capacity import (
+    GIB,
+    Assessment,
+    Verdict,
+    Wanted,
+    assess,
+    refusal,
+    visible_bytes,
+)
 from vllmdeploy.plan.capacity_cache import cache_of
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
 from vllmdeploy.plan.capacity_search import Cards, suggested
@@ -107,35 +116,119 @@ DEEPSEEK_R1 = shape(
 QWEN3_32B = shape(num_attention_heads=64, hidden_size=5120, num_hidden_layers=64, head_dim=128)
 
 
-@pytest.mark.parametrize(
-    ("model", "tensor", "bytes_per_token", "available_gib", "length", "tokens", "error"),
-    [
-        (QWEN3_8B, 1, 147_456, 19.36, 40960, 140_960, 0.002),
-        (GLM4_9B, 1, 40_960, 63.82, 131072, 1_673_040, 0.002),
-        (QWEN3_VL_2B, 1, 114_688, 66.89, 8192, 626_240, 0.002),
-        (QWEN25_05B, 1, 12_288, 4.00, 32768, 349_520, 0.002),
-        (LLAMA_8B, 1, 131_072, 3.81, 20000, 31_232, 0.002),
-        (LLAMA_8B, 1, 131_072, 2.89, 29000, 23_648, 0.002),
-        (LAYERS_28, 1, 114_688, 17.23, 4096, 161_280, 0.002),
-        (DEEPSEEK_R1, 16, 70_272, 21.95, 8192, 335_360, 0.002),
-        (QWEN3_32B, 2, 131_072, 8.28, 16384, 67_856, 0.002),
-        # One rank's memory was printed, and a smaller one's decided.
-        (QWEN3_235B, 4, 48_128, 8.11, 40960, 178_880, 0.012),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What vLLM printed: the memory that its cache had, and the tokens that this made."""
+
+    run: str
+    model: ModelShape
+    tensor: int = 1
+    bytes_per_token: int
+    available_gib: float
+    length: int
+    tokens: int
+    error: float = 0.002
+
+    @property
+    def counted(self) -> int:
+        cache = cache_of(self.model, tensor_parallel=self.tensor)
+        return cache.tokens(int(self.available_gib * GIB), self.length)
+
+
+STATED = (
+    Stated(
+        run="Qwen3-8B, A100 40 GB, vLLM 0.19.1",
+        model=QWEN3_8B,
+        bytes_per_token=147_456,
+        available_gib=19.36,
+        length=40960,
+        tokens=140_960,
+    ),
+    Stated(
+        run="GLM-4-9B-Chat, H200, vLLM 0.19.2rc",
+        model=GLM4_9B,
+        bytes_per_token=40_960,
+        available_gib=63.82,
+        length=131072,
+        tokens=1_673_040,
+    ),
+    Stated(
+        run="Qwen3-VL-2B, 80 GB, vLLM 0.11",
+        model=QWEN3_VL_2B,
+        bytes_per_token=114_688,
+        available_gib=66.89,
+        length=8192,
+        tokens=626_240,
+    ),
+    Stated(
+        run="Qwen2.5-0.5B, CPU, vLLM 0.11",
+        model=QWEN25_05B,
+        bytes_per_token=12_288,
+        available_gib=4.00,
+        length=32768,
+        tokens=349_520,
+    ),
+    Stated(
+        run="Llama-3.1-8B, RTX 3090, V0, 20000",
+        model=LLAMA_8B,
+        bytes_per_token=131_072,
+        available_gib=3.81,
+        length=20000,
+        tokens=31_232,
+    ),
+    Stated(
+        run="Llama-3.1-8B, RTX 3090, V0, 29000 (did not start)",
+        model=LLAMA_8B,
+        bytes_per_token=131_072,
+        available_gib=2.89,
+        length=29000,
+        tokens=23_648,
+    ),
+    Stated(
+        run="28 layers, 8 KV heads, vLLM 0.19",
+        model=LAYERS_28,
+        bytes_per_token=114_688,
+        available_gib=17.23,
+        length=4096,
+        tokens=161_280,
+    ),
+    Stated(
+        run="DeepSeek-R1, 16 x H20, TP 16, vLLM 0.8.4 (memory inferred)",
+        model=DEEPSEEK_R1,
+        tensor=16,
+        bytes_per_token=70_272,
+        available_gib=21.95,
+        length=8192,
+        tokens=335_360,
+    ),
+    Stated(
+        run="Qwen3-32B, TP 2, vLLM 0.8.5 (memory inferred)",
+        model=QWEN3_32B,
+        tensor=2,
+        bytes_per_token=131_072,
+        available_gib=8.28,
+        length=16384,
+        tokens=67_856,
+    ),
+    Stated(
+        run="Qwen3-235B-A22B, 4 x H100, TP 4, vLLM 0.9 (a smaller rank decided)",
+        model=QWEN3_235B,
+        tensor=4,
+        bytes_per_token=48_128,
+        available_gib=8.11,
+        length=40960,
+        tokens=178_880,
+        error=0.012,
+    ),
 )
-def test_the_cache_holds_as_many_tokens_as_vllm_printed(
-    model: ModelShape,
-    tensor: int,
-    bytes_per_token: int,
-    available_gib: float,
-    length: int,
-    tokens: int,
-    error: float,
-) -> None:
-    cache = cache_of(model, tensor_parallel=tensor)
-    assert cache.token_bytes == bytes_per_token
-    assert model.exact
-    assert cache.tokens(int(available_gib * GIB), length) == pytest.approx(tokens, rel=error)
+
+
+@pytest.mark.parametrize("stated", STATED, ids=lambda stated: stated.run)
+def test_the_cache_holds_as_many_tokens_as_vllm_printed(stated: Stated) -> None:
+    cache = cache_of(stated.model, tensor_parallel=stated.tensor)
+    assert cache.token_bytes == stated.bytes_per_token
+    assert stated.model.exact
+    assert stated.counted == pytest.approx(stated.tokens, rel=stated.error)
 
 
 @pytest.mark.parametrize(
@@ -159,29 +252,93 @@ def weights_of(gib: float) -> Weights:
     return Weights(total_bytes=int(gib * GIB))
 
 
-@pytest.mark.parametrize(
-    ("model", "weights_gib", "card_mib", "utilisation", "batched", "available_gib", "error"),
-    [
-        (QWEN3_8B, 15.27, 40960, 0.90, 2048, 19.36, 0.03),
-        (LLAMA_8B, 14.99, 24576, 0.90, 20000, 3.81, 0.10),
-        (LLAMA_8B, 14.99, 24576, 0.90, 29000, 2.89, 0.12),
-        (QWEN3_VL_2B, 4.24, 81559, 0.95, 8192, 66.89, 0.05),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run whose weights and free cache memory are known: end to end from the card's size."""
+
+    run: str
+    model: ModelShape
+    weights_gib: float
+    card_mib: int
+    utilisation: float
+    batched: int
+    available_gib: float
+    error: float
+
+    @property
+    def found(self) -> Assessment:
+        # None of these took CUDA graphs out of the cache's share: they are older than 0.21.
+        wanted = Wanted(
+            utilisation=self.utilisation, batched_tokens=self.batched, sequences=256, eager=True
+        )
+        return assess(self.model, weights_of(self.weights_gib), self.card_mib, wanted)
+
+
+MEASURED = (
+    Measured(
+        run="Qwen3-8B, A100 40 GB",
+        model=QWEN3_8B,
+        weights_gib=15.27,
+        card_mib=40960,
+        utilisation=0.90,
+        batched=2048,
+        available_gib=19.36,
+        error=0.03,
+    ),
+    Measured(
+        run="Llama-3.1-8B, RTX 3090, steps of 20000",
+        model=LLAMA_8B,
+        weights_gib=14.99,
+        card_mib=24576,
+        utilisation=0.90,
+        batched=20000,
+        available_gib=3.81,
+        error=0.10,
+    ),
+    Measured(
+        run="Llama-3.1-8B, RTX 3090, steps of 29000",
+        model=LLAMA_8B,
+        weights_gib=14.99,
+        card_mib=24576,
+        utilisation=0.90,
+        batched=29000,
+        available_gib=2.89,
+        error=0.12,
+    ),
+    Measured(
+        run="Qwen3-VL-2B, 80 GB",
+        model=QWEN3_VL_2B,
+        weights_gib=4.24,
+        card_mib=81559,
+        utilisation=0.95,
+        batched=8192,
+        available_gib=66.89,
+        error=0.05,
+    ),
 )
-def test_the_memory_left_for_the_cache_is_near_what_was_measured(
-    model: ModelShape,
-    weights_gib: float,
-    card_mib: int,
-    utilisation: float,
-    batched: int,
-    available_gib: float,
-    error: float,
-) -> None:
-    # None of these runs took CUDA graphs out of the cache's share: they are older than 0.21.
-    wanted = Wanted(utilisation=utilisation, batched_tokens=batched, sequences=256, eager=True)
-    found = assess(model, weights_of(weights_gib), card_mib, wanted)
-    assert found.available_usual / GIB == pytest.approx(available_gib, rel=error)
-    assert found.available_worst / GIB < available_gib
+
+
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured.run)
+def test_the_memory_left_for_the_cache_is_near_what_was_measured(measured: Measured) -> None:
+    found = measured.found
+    assert found.available_usual / GIB == pytest.approx(measured.available_gib, rel=measured.error)
+    assert found.available_worst / GIB < measured.available_gib
+
+
+def test_the_page_about_capacity_shows_these_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "capacity.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {one.run} | {one.bytes_per_token:,} | {one.available_gib:.2f} | {one.tokens:,} "
+        f"| {one.counted:,} | {one.counted / one.tokens - 1:+.2%} |"
+        for one in STATED
+    ]
+    rows += [
+        f"| {one.run} | {one.available_gib:.2f} | {one.found.available_usual / GIB:.2f} "
+        f"| {one.found.available_usual / GIB / one.available_gib - 1:+.1%} "
+        f"| {one.found.available_worst / GIB:.2f} |"
+        for one in MEASURED
+    ]
+    assert [row for row in rows if row not in page] == []
 
 
 def test_what_did_not_start_is_not_said_to_fit() -> None:
@@ -205,6 +362,41 @@ def test_a_model_larger_than_the_card_does_not_fit() -> None:
         0,
         "the weights and what vLLM needs beside them leave no room for a cache",
     )
+
+
+def test_without_a_wanted_length_a_part_of_the_models_own_is_offered() -> None:
+    found = assess(LLAMA_8B, weights_of(14.99), 24576, Wanted())
+    assert found.verdict is Verdict.SHORTER
+    assert 10_000 < found.longest < 40_000
+    assert f"--max-model-len {found.longest} " in found.flags
+    longer = assess(LLAMA_8B, weights_of(14.99), 24576, Wanted(length=131072))
+    assert longer.verdict is Verdict.NOT
+
+
+def test_a_context_beyond_the_models_own_is_refused() -> None:
+    found = assess(QWEN3_8B, weights_of(15.27), 81559, Wanted(length=40961))
+    assert (found.verdict, found.reason) == (
+        Verdict.NOT,
+        "the model's own longest context is 40960 tokens",
+    )
+
+
+@pytest.mark.parametrize(
+    ("scaling", "longest"),
+    [
+        (None, 32768),
+        ({"rope_type": "llama3", "factor": 8.0}, 32768),
+        ({"type": "linear", "factor": 2.0}, 65536),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}, 32768),
+        ({"type": "yarn", "factor": 1e300}, 32768),
+        ("yarn", 32768),
+    ],
+)
+def test_rotary_scaling_stretches_the_context_where_vllm_lets_it(
+    scaling: object, longest: int
+) -> None:
+    assert shape(max_position_embeddings=32768, rope_scaling=scaling).longest == longest
 
 
 def test_the_driver_keeps_some_of_a_card() -> None:
@@ -473,7 +665,7 @@ def test_the_longest_context_is_the_longest(available: int, length: int, window:
     length=st.integers(1, 131072),
 )
 def test_more_memory_and_more_cards_are_never_worse(weights: float, card: int, length: int) -> None:
-    order = [Verdict.NOT, Verdict.TIGHT, Verdict.FITS]
+    order = [Verdict.NOT, Verdict.TIGHT, Verdict.FITS]  # SHORTER: only where no length is asked
     wanted = Wanted(length=length, batched_tokens=2048, sequences=256)
     less = assess(LLAMA_8B, weights_of(weights), card, wanted)
     more = assess(LLAMA_8B, weights_of(weights), card * 2, wanted)

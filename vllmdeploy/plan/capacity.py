@@ -21,9 +21,11 @@ _VERY_LARGE_CARD = 160 * GIB
 
 
 class Verdict(Enum):
-    """`TIGHT`: it starts if all goes as usual, and has been seen not to."""
+    """`SHORTER`: not with the model's own context, which nobody asked for, but with a part of it.
+    `TIGHT`: it starts if all goes as usual, and has been seen not to."""
 
     FITS = "fits"
+    SHORTER = "fits with a shorter context"
     TIGHT = "tight"
     NOT = "does not fit"
 
@@ -129,9 +131,14 @@ def assess(shape: ModelShape, weights: Weights, card_mib: int, wanted: Wanted) -
     budget = int(visible * wanted.utilisation)
     length = wanted.length or shape.longest
     refused = refusal(shape, wanted.tensor_parallel, wanted.pipeline_parallel)
+    if length > shape.longest:
+        refused = f"the model's own longest context is {shape.longest} tokens"
     worst = max(0, budget - need.worst)
     usual = max(0, budget - need.usual)
     verdict, reason = _verdict(shape, cache, usual=usual, worst=worst, length=length)
+    longest = 0 if refused else _longest(shape, cache, worst)
+    if verdict in (Verdict.NOT, Verdict.TIGHT) and wanted.length is None and longest:
+        verdict = Verdict.SHORTER
     return Assessment(
         wanted=wanted,
         verdict=Verdict.NOT if refused else verdict,
@@ -140,7 +147,7 @@ def assess(shape: ModelShape, weights: Weights, card_mib: int, wanted: Wanted) -
         need=need,
         budget=budget,
         length=length,
-        longest=0 if refused else _longest(shape, cache, worst),
+        longest=longest,
         users=0.0 if refused or not shape.cached else cache.concurrency(worst, length),
         exact=shape.exact and bool(weights.tensors),
         notes=_notes(shape, weights),

@@ -17,6 +17,7 @@ _LATENT = (
     *("longcat_flash", "kimi_linear", "pangu_ultra_moe", "glm_moe_dsa", "glm4_moe_lite"),
 )
 _NO_CACHE = ("bert", "roberta", "xlm-roberta", "nomic_bert", "modernbert", "new", "gte")
+_STRETCHING = ("yarn", "linear", "dynamic")
 # One byte of key and a four-byte scale for each group of 128.
 _INDEXER_SCALE_BYTES = 4
 
@@ -107,10 +108,7 @@ def _shape(config: _Config, outer: Mapping[str, Any]) -> ModelShape:
         value_dim=value_dim,
         vocabulary=config.count("vocab_size", "padded_vocab_size", default=32000),
         intermediate=_intermediate(config, hidden),
-        longest=config.count(
-            *("max_position_embeddings", "seq_length", "max_sequence_length", "n_positions"),
-            default=2048,
-        ),
+        longest=_longest(config),
         latent=latent,
         indexer_bytes=indexer,
         cached=kind not in _NO_CACHE,
@@ -146,6 +144,24 @@ def _kv_heads(config: _Config, heads: int) -> int:
     if config.values.get("multi_query") is True and not config.has("num_kv_heads"):
         return 1
     return config.count("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
+
+
+def _longest(config: _Config) -> int:
+    """As vLLM derives it: some kinds of rotary scaling stretch the stated context."""
+    stated = config.count(
+        *("max_position_embeddings", "seq_length", "max_sequence_length", "n_positions"),
+        default=2048,
+    )
+    value = config.values.get("rope_scaling") or config.values.get("rope_parameters")
+    scaling = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    factor = scaling.get("factor")
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in _STRETCHING or not isinstance(factor, int | float) or not 1 <= factor <= 1000:
+        return stated
+    original = scaling.get("original_max_position_embeddings")
+    if kind == "yarn" and isinstance(original, int) and 1 <= original <= stated:
+        stated = original
+    return int(stated * factor)
 
 
 def _intermediate(config: _Config, hidden: int) -> int:

@@ -31,7 +31,7 @@ def divisions(shape: ModelShape, cards: Cards) -> Iterator[tuple[int, int]]:
 def suggested(
     shape: ModelShape, weights: Weights, cards: Cards, wanted: Wanted
 ) -> Assessment | None:
-    """The fewest cards on which it fits; else on which it is tight; else nothing."""
+    """The fewest cards on which it fits; else with a shorter context; else tightly; or nothing."""
     found = [
         assess(
             shape,
@@ -45,6 +45,6 @@ def suggested(
     return min(usable, key=_order, default=None)
 
 
-def _order(one: Assessment) -> tuple[bool, int, int]:
+def _order(one: Assessment) -> tuple[int, int, int]:
     ranks = one.wanted.tensor_parallel * one.wanted.pipeline_parallel
-    return one.verdict is Verdict.TIGHT, ranks, one.wanted.pipeline_parallel
+    return list(Verdict).index(one.verdict), ranks, one.wanted.pipeline_parallel

@@ -1,0 +1,152 @@
+"""`capacity`: will a model fit, how long a context, how many users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllmdeploy.cli import output
+from vllmdeploy.cli.context import world
+from vllmdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vllmdeploy.plan.capacity import Assessment
+    from vllmdeploy.plan.capacity_model import ModelShape
+    from vllmdeploy.tools.safetensors import Weights
+
+_GIB = 2**30
+_LENGTHS = (2048, 8192, 32768, 131072)
+
+
+def capacity(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder with config.json and the weights.")],
+    *,
+    cards: Annotated[int, typer.Option(min=1, max=64, help="Cards on a host.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, max=64, help="Hosts with as many cards.")] = 1,
+    memory: Annotated[
+        float, typer.Option(min=1, max=4096, help="GiB of a card, as its tool states them.")
+    ],
+    tp: Annotated[int | None, typer.Option(min=1, help="Tensor parallel size.")] = None,
+    pp: Annotated[int | None, typer.Option(min=1, help="Pipeline parallel size.")] = None,
+    length: Annotated[
+        int | None, typer.Option("--len", min=1, help="Context. Default: the model's own.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(min=0.05, max=1, help="--gpu-memory-utilization.")
+    ] = 0.92,
+    fp8_cache: Annotated[bool, typer.Option("--fp8-cache", help="KV cache of one byte.")] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="Without CUDA graphs.")] = False,
+) -> None:
+    """Say before loading whether a model fits, from its config.json and its files' headers.
+
+    Example: vllmdeploy capacity /data/models/Qwen3-8B --cards 2 --memory 24
+    """
+    from vllmdeploy.plan.capacity import Wanted, assess
+    from vllmdeploy.plan.capacity_search import Cards, suggested
+    from vllmdeploy.workflows.capacity import model_in
+
+    shape, weights = model_in(Path(model))
+    card_mib = int(memory * 1024)
+    across = tp is not None and tp > cards
+    wanted = Wanted(
+        tensor_parallel=tp or cards,
+        pipeline_parallel=pp or (1 if across else hosts),
+        utilisation=utilisation,
+        length=length,
+        cache_value_bytes=1 if fp8_cache else 2,
+        eager=eager,
+    )
+    if wanted.tensor_parallel * wanted.pipeline_parallel > cards * hosts and (tp or pp):
+        raise UsageError(
+            f"--tp {wanted.tensor_parallel} x --pp {wanted.pipeline_parallel} needs "
+            f"{wanted.tensor_parallel * wanted.pipeline_parallel} cards; "
+            f"--cards {cards} x --hosts {hosts} are {cards * hosts}"
+        )
+    have = Cards(per_host=cards, memory_mib=card_mib, hosts=hosts)
+    best = suggested(shape, weights, have, wanted)
+    found = assess(shape, weights, card_mib, wanted) if tp or pp or best is None else best
+    if world(context).json:
+        output.document(_document(model, shape, weights, found, best))
+    else:
+        output.answer(_text(model, shape, weights, found, best, memory=memory))
+
+
+def _text(
+    model: str,
+    shape: ModelShape,
+    weights: Weights,
+    found: Assessment,
+    best: Assessment | None,
+    *,
+    memory: float,
+) -> str:
+    wanted, need = found.wanted, found.need
+    ranks = wanted.tensor_parallel * wanted.pipeline_parallel
+    kept = f"{shape.latent} latent values" if shape.latent else f"{shape.kv_heads} KV heads"
+    lines = [
+        f"{Path(model).name}: {found.verdict.value}" + (f": {found.reason}" * bool(found.reason)),
+        f"  model    {shape.kind or 'unknown kind'}, {len(shape.layers.kinds)} layers, {kept}, "
+        f"{weights.total_bytes / _GIB:.2f} GiB of weights",
+        f"  on       {ranks} card{'s' * (ranks > 1)} of {memory:g} GiB: "
+        f"tensor parallel {wanted.tensor_parallel}, pipeline parallel {wanted.pipeline_parallel}",
+        f"  a card   {need.weights / _GIB:.2f} GiB weights, {_span(_beside(found))} GiB beside "
+        f"them, {_span((found.available_worst, found.available_usual))} GiB for the cache",
+        f"  a token  {found.kv_bytes_per_token:,} bytes of cache on each card",
+        *(_possible(shape, found) if found.longest else ()),
+        *(f"  note     {note}" for note in found.notes),
+    ]
+    if best is not None and best is not found and best.wanted != found.wanted:
+        lines.append(f"  better   {best.flags}")
+    return "\n".join(lines)
+
+
+def _possible(shape: ModelShape, found: Assessment) -> tuple[str, ...]:
+    users = ", ".join(f"{count:.1f} of {size:,} tokens" for size, count in _users(found))
+    return (
+        f"  context  up to {found.longest:,} tokens of the model's {shape.longest:,}",
+        *((f"  users    {users}",) if users else ()),
+        f"  flags    {found.flags}",
+    )
+
+
+def _beside(found: Assessment) -> tuple[int, int]:
+    return found.need.usual - found.need.weights, found.need.worst - found.need.weights
+
+
+def _span(least_and_most: tuple[int, int]) -> str:
+    return " to ".join(f"{value / _GIB:.1f}" for value in least_and_most)
+
+
+def _users(found: Assessment) -> list[tuple[int, float]]:
+    """How many requests at once, at usual lengths and at the wanted one, in the worst case."""
+    if not found.longest or not found.users:
+        return []
+    lengths = sorted({size for size in (*_LENGTHS, found.length) if size <= found.longest})
+    return [(size, found.cache.concurrency(found.available_worst, size)) for size in lengths]
+
+
+def _document(
+    model: str, shape: ModelShape, weights: Weights, found: Assessment, best: Assessment | None
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "verdict": found.verdict.value,
+        "reason": found.reason,
+        "exact": found.exact,
+        "tensor_parallel": found.wanted.tensor_parallel,
+        "pipeline_parallel": found.wanted.pipeline_parallel,
+        "weights_bytes": weights.total_bytes,
+        "weights_bytes_by_dtype": dict(weights.bytes_by_dtype),
+        "weights_bytes_per_rank": found.need.weights,
+        "available_kv_bytes": {"usual": found.available_usual, "worst": found.available_worst},
+        "kv_bytes_per_token": found.kv_bytes_per_token,
+        "max_model_len": found.longest,
+        "model_max_model_len": shape.longest,
+        "users": [{"length": size, "users": round(count, 2)} for size, count in _users(found)],
+        "flags": found.flags if found.longest else None,
+        "suggested": None if best is None else best.flags,
+        "notes": list(found.notes),
+    }
