@@ -105,6 +105,10 @@ class ShellContract:
     def test_a_command_that_ends_by_124_in_time_has_not_timed_out(self, shell: Shell) -> None:
         assert not shell.run(script("exit 124").within(30)).timed_out
 
+    def test_a_command_without_a_limit_has_an_exact_status_too(self, shell: Shell) -> None:
+        assert shell.run(script("kill -s KILL $$").within(float("inf"))).status == 137
+        assert shell.run(Command(("echo", "a"), limit_s=float("inf"))) == Result(0, "a\n")
+
     def test_a_child_left_behind_with_the_streams_open_is_not_waited_for(
         self, shell: Shell
     ) -> None:

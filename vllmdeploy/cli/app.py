@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vllmdeploy import __version__
-from vllmdeploy.cli import cluster, init, node, output
+from vllmdeploy.cli import cluster, init, node, output, trust
 from vllmdeploy.cli.context import World
 from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
 
@@ -89,5 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 app.command()(init.init)
+app.command()(trust.trust)
 cluster.mount(app)
 node.mount(app)

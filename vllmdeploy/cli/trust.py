@@ -45,8 +45,9 @@ def trust(
     remote = [host for host in loaded.fleet.hosts if not is_this_machine(host)]
     if not remote:
         output.say("every host is this machine: there is no key to record")
-    seen: list[Introduced | HostError] = []
-    for wave in waves(remote, ssh):
+    to_ask, failures = waves(remote, ssh)
+    seen: list[Introduced | HostError] = [*failures]
+    for wave in to_ask:
         seen += _meet(wave, ssh, yes=yes, show=output.say if given.json else output.answer)
     if given.json:
         output.document({"hosts": [_document(answer) for answer in seen]})

@@ -70,7 +70,13 @@ class Exchange:
     def result(self, *, timed_out: bool = False) -> Result:
         status = self._out.status
         elapsed = time.monotonic() - self._began
-        late = status in _BY_TIMEOUT and elapsed >= math.ceil(self._command.limit_s)
+        # `timeout` on the host was given whole seconds.
+        limit_s = (
+            self._command.limit_s
+            if math.isinf(self._command.limit_s)
+            else math.ceil(self._command.limit_s)
+        )
+        late = status in _BY_TIMEOUT and elapsed >= limit_s
         stdout, stderr = self._stdout.close(), self._stderr.close()
         if timed_out or late or status is None:
             return Result(_BY_TIMEOUT[0], stdout, stderr, timed_out=True)

@@ -39,16 +39,35 @@ class Introduced:
         return key_changed(self.host, self.hop, self.key, self.recorded)
 
 
-def waves(hosts: Sequence[Host], ssh: SshSettings) -> list[list[Target]]:
-    """Whom to ask when: a jump host must be trusted before what lies behind it can be asked."""
-    dialler = Dialler(ssh)
+def waves(hosts: Sequence[Host], ssh: SshSettings) -> tuple[list[list[Target]], list[HostError]]:
+    """Whom to ask when, and whom SSH cannot reach as configured.
+
+    A jump host must be trusted before what lies behind it can be asked.
+    """
+    routes, failures = _routes(hosts, ssh)
     by_depth: dict[int, dict[tuple[Hop, ...], str]] = {}
-    for host in hosts:
-        hops = dialler.route(host)
+    for host, hops in routes:
         for depth in range(1, len(hops) + 1):
             name = host.name if depth == len(hops) else hops[depth - 1].name
             by_depth.setdefault(depth, {}).setdefault(hops[:depth], name)
-    return [[(name, hops) for hops, name in by_depth[depth].items()] for depth in sorted(by_depth)]
+    ordered = [
+        [(name, hops) for hops, name in by_depth[depth].items()] for depth in sorted(by_depth)
+    ]
+    return ordered, failures
+
+
+def _routes(
+    hosts: Sequence[Host], ssh: SshSettings
+) -> tuple[list[tuple[Host, tuple[Hop, ...]]], list[HostError]]:
+    dialler = Dialler(ssh)
+    routes: list[tuple[Host, tuple[Hop, ...]]] = []
+    failures: list[HostError] = []
+    for host in hosts:
+        try:
+            routes.append((host, dialler.route(host)))
+        except HostError as error:
+            failures.append(error)
+    return routes, failures
 
 
 def introduce(wave: Sequence[Target], ssh: SshSettings) -> list[Introduced | HostError]:
@@ -113,8 +132,7 @@ def forget(file: Path, names: Sequence[str]) -> int:
 
 def recorded_names(name: str, hosts: Sequence[Host], ssh: SshSettings) -> list[str]:
     """What known_hosts calls it: a host of the fleet, a jump host, or else the name itself."""
-    dialler = Dialler(ssh)
-    routes = [(host, dialler.route(host)) for host in hosts]
+    routes, _ = _routes(hosts, ssh)
     found = [hops[-1].known_as for host, hops in routes if name in (host.name, host.address)]
     found += [hop.known_as for _, hops in routes for hop in hops[:-1] if hop.name == name]
     return list(dict.fromkeys(found)) or [name.lower()]
