@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -47,7 +48,7 @@ def shell(request: pytest.FixtureRequest, server: Sshd) -> Iterator[Shell]:
     with tempfile.TemporaryDirectory(prefix="vllmdeploy-test-") as folder:
         Path(folder).chmod(0o755)
         home = Path(folder) / "home"
-        with login_user(f"vd{name}", path, home, password="x") as user:
+        with login_user(f"vd{name}{os.getpid()}", path, home, password="x") as user:
             file, text = _RC_FILES[name]
             (home / file).parent.mkdir(parents=True, exist_ok=True)
             (home / file).write_text(text, "utf-8")

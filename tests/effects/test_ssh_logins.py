@@ -25,7 +25,7 @@ from vllmdeploy.errors import (
     SettingsError,
 )
 
-USER, PASSWORD = "vdlogin", "correct horse"
+USER, PASSWORD = f"vdlogin{os.getpid()}", "correct horse"
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,9 @@ def test_a_login_shell_that_runs_nothing_is_named_with_its_own_words(
     refusing = open_folder / "refusing"
     refusing.write_text("#!/bin/sh\necho This account is for mail only. >&2\nexit 1\n", "utf-8")
     refusing.chmod(0o755)
-    with login_user("vdmail", str(refusing), open_folder / "home", password="x") as user:
+    with login_user(
+        f"vdmail{os.getpid()}", str(refusing), open_folder / "home", password="x"
+    ) as user:
         settings = server.settings(key=None, ask=answering("x"))
         with (
             connect([server.host(user=user)], settings) as connected,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.effects.connect import connect
 from vllmdeploy.effects.shell import Shell
 
-USER, PASSWORD = "vdsudo", "correct horse $HOME '"
-RULES = Path("/etc/sudoers.d/vllmdeploy-test")
+USER, PASSWORD = f"vdsudo{os.getpid()}", "correct horse $HOME '"
+RULES = Path(f"/etc/sudoers.d/vllmdeploy-test-{os.getpid()}")
 WHOAMI = Command(("id", "-un")).elevated()
 
 
