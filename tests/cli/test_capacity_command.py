@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.effects.test_hub_headers import hub
 from vllmdeploy.cli.capacity import capacity
 from vllmdeploy.cli.context import World
 from vllmdeploy.errors import UsageError
@@ -107,6 +108,16 @@ def test_json_names_the_bytes_of_a_token(model: Path) -> None:
     assert eight["kv_bytes_per_token"] == 65_536
 
 
+def test_a_model_of_model_path_goes_by_its_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (Path.cwd() / "config.env").write_text(f"MODEL_PATH={model.parent}\n")
+    for name in ("Llama-3.1-8B", "meta-llama/Llama-3.1-8B"):
+        assert run(name, "--memory", "80").startswith("Llama-3.1-8B: fits\n")
+
+
 def test_more_ranks_than_cards_are_refused(model: Path) -> None:
     with pytest.raises(UsageError, match="--tp 4 x --pp 1 needs 4 cards; --cards 2 x --hosts 1"):
         run(str(model), "--memory", "24", "--cards", "2", "--tp", "4")
@@ -116,6 +127,23 @@ def test_a_tensor_parallel_size_may_span_hosts(model: Path) -> None:
     words = ("--memory", "24", "--cards", "2", "--hosts", "2", "--tp", "4")
     found = json.loads(run(str(model), *words, as_json=True))
     assert (found["tensor_parallel"], found["pipeline_parallel"]) == (4, 1)
+
+
+def test_a_repository_is_asked_at_the_hub_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index = {"weight_map": {"a": "1.safetensors"}}
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    files = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "1.safetensors": len(header).to_bytes(8, "little") + header + bytes(4),
+    }
+    with hub(files) as (repository, _):
+        (tmp_path / "config.env").write_text(f"HF_ENDPOINT={repository.endpoint}\n")
+        found = json.loads(run("owner/model", "--memory", "24", as_json=True))
+    assert (found["weights_bytes"], found["kv_bytes_per_token"]) == (4, 131_072)
 
 
 def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ _LENGTHS = (2048, 8192, 32768, 131072)
 
 def capacity(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder with config.json and the weights.")],
+    model: Annotated[str, typer.Argument(help="Folder, NAME in MODEL_PATH, or OWNER/NAME.")],
     *,
     cards: Annotated[int, typer.Option(min=1, max=64, help="Cards on a host.")] = 1,
     hosts: Annotated[int, typer.Option(min=1, max=64, help="Hosts with as many cards.")] = 1,
@@ -39,6 +39,7 @@ def capacity(
     ] = 0.92,
     fp8_cache: Annotated[bool, typer.Option("--fp8-cache", help="KV cache of one byte.")] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Without CUDA graphs.")] = False,
+    revision: Annotated[str, typer.Option(help="Revision, for a model on the hub.")] = "main",
 ) -> None:
     """Say before loading whether a model fits, from its config.json and its files' headers.
 
@@ -46,9 +47,8 @@ def capacity(
     """
     from vllmdeploy.plan.capacity import Wanted, assess
     from vllmdeploy.plan.capacity_search import Cards, suggested
-    from vllmdeploy.workflows.capacity import model_in
 
-    shape, weights = model_in(Path(model))
+    shape, weights = _found(context, model, revision)
     card_mib = int(memory * 1024)
     across = tp is not None and tp > cards
     wanted = Wanted(
@@ -72,6 +72,29 @@ def capacity(
         output.document(_document(model, shape, weights, found, best))
     else:
         output.answer(_text(model, shape, weights, found, best, memory=memory))
+
+
+def _found(context: typer.Context, model: str, revision: str) -> tuple[ModelShape, Weights]:
+    """A folder; else a model of MODEL_PATH on this machine; else a repository of the hub."""
+    from vllmdeploy.workflows.capacity import is_repository, model_in, model_on_hub
+
+    if Path(model).is_dir():
+        return model_in(Path(model))
+    settings = world(context).settings()
+    local = Path(settings.model_path) / Path(model).name
+    if not is_repository(model) or local.is_dir():
+        return model_in(local if local.is_dir() else Path(model))
+    from vllmdeploy.effects.hub_headers import USUAL_ENDPOINT, Repository
+
+    token = settings.hf_token_file
+    return model_on_hub(
+        Repository(
+            name=model,
+            revision=revision,
+            endpoint=settings.hf_endpoint or USUAL_ENDPOINT,
+            token=Path(token).read_text(encoding="utf-8").strip() if token else "",
+        )
+    )
 
 
 def _text(

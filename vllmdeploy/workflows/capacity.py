@@ -1,13 +1,19 @@
-"""What a model in a folder of this machine needs, for the planner."""
+"""What a model needs, from a folder of this machine or from a hub, for the planner."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllmdeploy.errors import UsageError
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
 from vllmdeploy.tools import safetensors
 
+if TYPE_CHECKING:
+    from vllmdeploy.effects.hub_headers import Repository
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LARGEST_CONFIG = 10_000_000
 
 
@@ -24,3 +30,16 @@ def model_in(folder: Path) -> tuple[ModelShape, safetensors.Weights]:
             f"{config}: {reason}", hint="capacity needs a folder with config.json and the weights"
         ) from error
     return parse_config(text, where=str(config)), safetensors.of_folder(folder)
+
+
+def is_repository(name: str) -> bool:
+    """Whether this can only be meant as OWNER/NAME on a hub."""
+    return bool(_REPOSITORY.fullmatch(name)) and not Path(name).exists()
+
+
+def model_on_hub(repository: Repository) -> tuple[ModelShape, safetensors.Weights]:
+    """The same from a hub: no weight is downloaded."""
+    from vllmdeploy.effects.hub_headers import model_on
+
+    text, weights = model_on(repository)
+    return parse_config(text, where=repository.url("config.json")), weights
