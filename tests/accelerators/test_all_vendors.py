@@ -16,8 +16,8 @@ from tests.accelerators import (
     test_other_vendors,
 )
 from tests.accelerators.answering import answered, hung
-from vllmdeploy.accelerators import lenient_json
-from vllmdeploy.accelerators.handing import rdma_arguments
+from vllmdeploy.accelerators import lenient_json, reading
+from vllmdeploy.accelerators.handing import by_cdi, rdma_arguments
 from vllmdeploy.accelerators.registry import PRESENCE, VENDORS, choose, named
 from vllmdeploy.core.card import Card, CardReport, Fabric, Presence
 from vllmdeploy.core.command import Result
@@ -116,6 +116,42 @@ def test_only_vendors_built_from_captured_outputs_go_unmarked() -> None:
     assert [name for name in VENDORS if not named(name).mark] == [
         *("nvidia", "hygon", "amd", "ascend", "cpu"),
     ]
+
+
+def test_a_vendor_without_cdi_names_is_handed_over_in_its_own_way() -> None:
+    gaudi = named("gaudi")
+    cards = (Card(index=0),)
+    assert by_cdi(gaudi, cards, True) == gaudi.container(cards, True)
+
+
+def test_what_a_vendor_does_not_state_limits_nothing() -> None:
+    assert named("amd").toolkit_limit("6.12.12") == ""
+    assert named("amd").engine_flags((Card(index=0),)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1 "b": true, "c": [1 2, null]', {"a": 1, "b": True, "c": [1, 2, None]}),
+        ('noise {"a" 5: "x", "b": "y"', {"b": "y"}),
+        ("[1, 2", [1, 2]),
+        ("no json at all", None),
+    ],
+)
+def test_broken_json_gives_what_can_be_trusted(text: str, value: object) -> None:
+    assert lenient_json.parse(text) == (value, False)
+
+
+def test_an_alibaba_network_card_is_not_a_ppu() -> None:
+    lines = "pci 0000:01:00.0 0x1ded 0x020000 0x1001 - - -"
+    assert choose(PRESENCE.parse(answered(pci=lines, nodes=""))).vendor == "cpu"
+    card = "pci 0000:02:00.0 0x1ded 0x120000 0x6001 - - -"
+    assert choose(PRESENCE.parse(answered(pci=f"{lines}\n{card}", nodes=""))).vendor == "thead"
+
+
+def test_a_number_is_not_a_truth_value() -> None:
+    assert reading.number(True) is None
+    assert named("intel").cards.parse(answered(cards="")).problem == "xpu-smi answered nothing"
 
 
 def test_rdma_devices_are_given_only_where_they_are_up() -> None:

@@ -399,6 +399,12 @@ def test_rotary_scaling_stretches_the_context_where_vllm_lets_it(
     assert shape(max_position_embeddings=32768, rope_scaling=scaling).longest == longest
 
 
+@pytest.mark.parametrize(("card_mib", "tokens"), [(40960, 2048), (143771, 8192), (183359, 16384)])
+def test_larger_cards_take_larger_steps(card_mib: int, tokens: int) -> None:
+    found = assess(LLAMA_8B, weights_of(14.99), card_mib, Wanted())
+    assert found.cache.in_flight_tokens == tokens
+
+
 def test_the_driver_keeps_some_of_a_card() -> None:
     assert visible_bytes(40960) / GIB == pytest.approx(39.39, rel=0.002)
     assert visible_bytes(24576) / GIB == pytest.approx(23.56, rel=0.002)
@@ -672,3 +678,58 @@ def test_more_memory_and_more_cards_are_never_worse(weights: float, card: int, l
     assert order.index(less.verdict) <= order.index(more.verdict)
     assert (less.verdict is Verdict.FITS) == (less.users >= 1)
     assert less.longest <= more.longest
+
+
+@pytest.mark.parametrize(
+    ("config", "full", "windows"),
+    [
+        ({"model_type": "gemma2", "sliding_window": 4096}, 16, 16),
+        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 20}, 20, 12),
+        ({"model_type": "mistral", "sliding_window": 4096}, 0, 32),
+        ({"use_sliding_window": False, "sliding_window": 4096}, 32, 0),
+    ],
+)
+def test_windows_are_known_by_the_kind_of_model(
+    config: dict[str, object], full: int, windows: int
+) -> None:
+    model = shape(**config)
+    assert (model.layers.count("full"), model.layers.count("window")) == (full, windows)
+    assert model.exact
+
+
+def test_a_model_of_windows_only_keeps_no_more_than_they_hold() -> None:
+    cache = cache_of(shape(model_type="mistral", sliding_window=4096), in_flight_tokens=2048)
+    assert cache.request_blocks(131072) == cache.request_blocks(65536) == 6143 // 16 + 2
+
+
+def test_a_falcon_has_one_head_of_keys() -> None:
+    falcon = parse_config(
+        json.dumps(
+            {
+                "model_type": "falcon",
+                "num_attention_heads": 71,
+                "hidden_size": 4544,
+                "num_hidden_layers": 32,
+                "multi_query": True,
+            }
+        )
+    )
+    assert (falcon.kv_heads, falcon.key_dim) == (1, 64)
+    assert refusal(falcon, 71, 1) == ""
+
+
+def test_the_eyes_of_a_model_are_held_by_every_rank_of_the_first_stage() -> None:
+    tensors = (tensor("visual.blocks.40.mlp.weight", 800), tensor("model.layers.31.x.weight", 90))
+    weights = Weights(total_bytes=0, tensors=tensors)
+    assert rank_weights(weights, LLAMA_8B, tensor_parallel=2, pipeline_parallel=1) == 845
+    assert rank_weights(weights, LLAMA_8B, tensor_parallel=1, pipeline_parallel=2) == 800
+    found = assess(QWEN3_VL_2B, weights, 24576, Wanted(length=2048))
+    assert "images and sound take memory that depends on their size: 2 to 4 GiB taken" in (
+        found.notes
+    )
+
+
+def test_layers_that_differ_in_heads_are_said_to() -> None:
+    assert shape(block_configs=[{}]).notes == (
+        "its layers differ in heads, and are counted as the largest",
+    )

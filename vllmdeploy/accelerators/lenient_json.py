@@ -66,8 +66,6 @@ def _repaired(text: str) -> tuple[object, bool]:
 
 
 def _value(reading: _Reading, token: re.Match[str]) -> None:
-    if not reading.open:
-        return
     if token["string"] is not None:
         reading.open[-1].put(token["string"])
     elif token["number"] is not None:
@@ -86,8 +84,6 @@ def _mark(reading: _Reading, mark: str) -> bool:
             reading.root = value
         reading.open.append(_Open(value))
         return len(reading.open) <= _DEEPEST
-    if not reading.open:
-        return True
     if mark in "}]":
         reading.open.pop()
         reading.whole = not reading.open
