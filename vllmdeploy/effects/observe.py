@@ -162,7 +162,8 @@ def _reached(
         tried: dict[str, str] = {}
         for port in sorted({other.host.port or 22 for other in others}):
             ips = [ip for other in others if (other.host.port or 22) == port for ip in _ips(other)]
-            tried.update(ask_one(shells[host.host.name], network.reach(ips, port)))
+            answers = ask_one(shells[host.host.name], network.reach(ips, port))
+            tried.update(answers)
         return replace(host, reach=tried)
 
     answers = each(several, try_others)
