@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from vllmdeploy.accelerators import registry
-from vllmdeploy.core.card import CardReport, Presence
+from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.host import Host
 from vllmdeploy.effects.ask import ask, ask_one
@@ -48,11 +48,16 @@ def _look(host: Host, shell: Shell, looking: Looking) -> FoundHost:
     wanted = looking.wanted
     rights, presence = ask(shell, (access.rights(wanted.cluster, looking.sudo), registry.PRESENCE))
     way = access.decide(wanted.cluster, looking.sudo, rights)
-    cards = _vendor(host, presence, looking)
-    image = wanted.groups[host.group].image or registry.named(cards.vendor).default_image
-    start = FoundHost(host=host, access=way, cards=cards, image_name=image)
+    group = wanted.groups[host.group]
+    choice = registry.choose(presence, wanted=host.accelerator or group.accelerator)
+    start = FoundHost(
+        host=host,
+        access=way,
+        cards=registry.completed(CardReport(vendor=choice.vendor), choice),
+        image_name=group.image or registry.named(choice.vendor).default_image,
+    )
     found = _first_look(start, shell, looking)
-    return _second_look(found, shell, looking)
+    return _second_look(found, shell, looking, choice)
 
 
 class _Questions:
@@ -93,13 +98,9 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     return replace(found, **said, supervised=ours)
 
 
-def _vendor(host: Host, presence: Presence, looking: Looking) -> CardReport:
-    group = looking.wanted.groups[host.group]
-    choice = registry.choose(presence, wanted=host.accelerator or group.accelerator)
-    return registry.completed(CardReport(vendor=choice.vendor), choice)
-
-
-def _second_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
+def _second_look(
+    found: FoundHost, shell: Shell, looking: Looking, choice: registry.Choice
+) -> FoundHost:
     """What could only be asked once the first answers were there."""
     wanted, layout = looking.wanted, found.access.layout
     questions = _Questions()
@@ -121,17 +122,8 @@ def _second_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
         questions.add("ray", ray.cluster(command.within(10)))
     said = questions.asked(shell, found.access)
     if "cards" in said:
-        report = cast("CardReport", said["cards"])
-        said["cards"] = _merged(found.cards, report)
+        said["cards"] = registry.completed(cast("CardReport", said["cards"]), choice)
     return replace(found, **said)
-
-
-def _merged(before: CardReport, report: CardReport) -> CardReport:
-    """The tool's word, and where it names no card, what /sys showed before it was asked."""
-    if report.cards or not before.cards:
-        problem = before.problem if not before.cards else ""
-        return replace(report, problem=report.problem or problem)
-    return replace(before, problem=report.problem or before.problem)
 
 
 def _has_contents(found: FoundHost, looking: Looking) -> bool:

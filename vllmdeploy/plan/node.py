@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vllmdeploy.accelerators import handing
 from vllmdeploy.accelerators.base import Accelerator
-from vllmdeploy.core.card import ContainerAccess, Fabric
+from vllmdeploy.core.card import Card, ContainerAccess, Fabric
 from vllmdeploy.core.layout import RAY_AUTH_FILE, Layout
 from vllmdeploy.core.spec import NodeSpec
 from vllmdeploy.plan.cards import RayShare
@@ -54,10 +55,27 @@ class Member:
         return self.found.access.layout
 
     @property
-    def container_access(self) -> ContainerAccess:
+    def fabric(self) -> Fabric:
+        return Fabric(
+            ip=self.place.ip,
+            interface=self.place.interface,
+            rdma_devices=self.found.links.rdma,
+        )
+
+    def container_access(self, *, by_cdi: bool) -> ContainerAccess:
+        """The cards, and the RDMA devices where the fabric has live ones."""
         if not self.share.cards:
             return ContainerAccess()
-        return self.accelerator.container(self.share.cards, self.share.all_of_them)
+        give = handing.by_cdi if by_cdi else _by_vendor
+        access = give(self.accelerator, self.share.cards, self.share.all_of_them)
+        rdma = handing.rdma_arguments(self.fabric)
+        return replace(access, arguments=(*access.arguments, *rdma))
+
+
+def _by_vendor(
+    accelerator: Accelerator, cards: tuple[Card, ...], all_of_them: bool
+) -> ContainerAccess:
+    return accelerator.container(cards, all_of_them)
 
 
 def node_spec(wanted: Wanted, member: Member, *, generation: int) -> NodeSpec:
@@ -98,14 +116,10 @@ def _cpus(wanted: Wanted) -> tuple[str, ...]:
 def _environment(wanted: Wanted, member: Member) -> Mapping[str, str]:
     """Every variable that differs between hosts is set on each: vLLM's ranks take what is missing
     from the driver, and the driver's interface names are wrong on the others."""
-    fabric = Fabric(
-        ip=member.place.ip,
-        interface=member.place.interface,
-        rdma_devices=member.found.links.rdma,
-    )
     return {
         "VLLM_HOST_IP": member.place.ip,
-        **member.accelerator.network_environment(fabric),
+        **member.accelerator.network_environment(member.fabric),
+        **member.accelerator.ray_environment,
         "RAY_AUTH_MODE": "token" if member.token else "disabled",
         **_HEALTH_CHECKS,
         **_QUIET,

@@ -35,6 +35,7 @@ class Wanted:
     ray_cpus: int | None = None
     runtime: Runtime = "docker"
     python: str = "python3"
+    cdi: bool = False
     docker_arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     patience_s: float = 300.0

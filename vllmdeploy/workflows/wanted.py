@@ -24,6 +24,7 @@ def wanted_of(settings: Settings, fleet: Fleet, *, package: str) -> Wanted:
         ray_cpus=settings.ray_cpus,
         runtime=runtime,
         python=settings.vllm_python or (sys.executable if runtime == "process" else "python3"),
+        cdi=settings.use_cdi,
         docker_arguments=settings.extra_docker_args,
         environment=settings.extra_env,
     )

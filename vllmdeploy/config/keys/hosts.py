@@ -20,6 +20,7 @@ from vllmdeploy.config.keys.types import (
     Runtime,
     Section,
     SudoMode,
+    Switch,
     UserName,
     Vendor,
 )
@@ -108,6 +109,12 @@ class Containers(Section):
         "auto",
         description="Kind of cards: auto, or a vendor as `devices` names it.",
         examples=["hygon"],
+    )
+    use_cdi: Switch = Field(
+        False,
+        description="Hand cards to containers by CDI names (Docker 25, podman) "
+        "instead of the vendor's own way.",
+        examples=["1"],
     )
     extra_docker_args: Arguments = Field(
         (),

@@ -73,7 +73,7 @@ class InDocker:
 
 def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
     layout = member.layout
-    access = member.container_access
+    access = member.container_access(by_cdi=wanted.cdi)
     image = member.found.image
     return ContainerSpec(
         name=node.name,
