@@ -147,7 +147,9 @@ def main() -> None:
         small, large = base / "bare.jsonl", base / "large.jsonl"
         write_rows(small, wanted.bare_rows)
         write_rows(large, wanted.rows)
-        bare_rate = wanted.bare_rows / asyncio.run(bare(rows(wanted.bare_rows), url, wanted.concurrency))
+        bare_rate = wanted.bare_rows / asyncio.run(
+            bare(rows(wanted.bare_rows), url, wanted.concurrency)
+        )
         own_rate = wanted.bare_rows / batch(small, base / "same", url, wanted.concurrency)
         show(
             figure="rows/s at the same concurrency",

@@ -72,7 +72,7 @@ class Upstream:
         self.asked: list[Asked] = []
         self.most_at_once = 0
         self.port = 0
-        self._at_once = 0
+        self.at_once = 0
         self._seen: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -143,14 +143,14 @@ class Upstream:
             said = Say({"data": [{"id": model} for model in self.models]})
         else:
             said = self._answer(method, path, headers, json.loads(raw))
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await asyncio.sleep(0)
             if said.hang:
                 await asyncio.Event().wait()
         finally:
-            self._at_once -= 1
+            self.at_once -= 1
         if said.cut:
             return False
         body = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()

@@ -22,6 +22,7 @@ class Concurrency:
     Doubles at first, then adds a tenth at a time; goes back by a fifth where more in flight only
     made each row slower, and by half where the instance refused (429, 503). By Little's law the
     rows in flight are throughput times latency: if throughput does not follow, latency did.
+    In doubt it stays high: rows too many wait in the engine, rows too few leave it idle.
     """
 
     def __init__(self, cap: int, *, start: float = _START) -> None:

@@ -149,7 +149,8 @@ def _call_rows(
 ) -> None:
     for _ in journal.load():
         pass
-    if len(journal.done) == found.lines and not (spec.retry_errors and journal.failed):
+    complete = journal.exists() and len(journal.done) == found.lines
+    if complete and not (spec.retry_errors and journal.failed):
         return
     journal.begin()
     if spec.retry_errors:
