@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import cast
 
 from vllmdeploy.wire.deadlines import NEVER, Deadlines
 from vllmdeploy.wire.faults import (
+    Abandoned,
     CutShort,
     Malformed,
     NoAnswer,
@@ -33,7 +35,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         *("_deadlines", "_failure", "_head", "_held", "_held_size", "_loop", "_paused"),
-        *("_reader", "_sink", "_times", "_transport", "_waiter"),
+        *("_reader", "_sink", "_times", "_transport", "_until", "_waiter"),
         *("asked", "deadline", "idle_since", "lost", "on_lost"),
     )
 
@@ -49,6 +51,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._failure: UpstreamError | None = None
         self._paused = False
+        self._until = NEVER
         self.asked = 0
         self.lost = False
         self.idle_since = 0.0
@@ -75,10 +78,19 @@ class UpstreamConnection(asyncio.Protocol):
         if self.lost:
             raise NoAnswer("the connection was closed while it was idle")
         self.asked += 1
-        self.deadline = self._loop.time() + self._times.first_byte_s
+        now = monotonic()
+        self._until = now + self._times.total_s
+        self.deadline = now + self._times.first_byte_s
         self._transport.write(request)
         await self._wait()
         return self._answer()
+
+    @property
+    def collected(self) -> bytes | None:
+        """The body, if all of it has come."""
+        if not self._reader.complete:
+            return None
+        return self._held[0] if len(self._held) == 1 else b"".join(self._held)
 
     async def collect(self, limit: int) -> bytes:
         """The whole body; one longer than `limit` is not an answer we can use."""
@@ -118,16 +130,20 @@ class UpstreamConnection(asyncio.Protocol):
         if self.lost:
             return
         if paused:
-            self.deadline = NEVER
+            self.deadline = self._until
             self._transport.pause_reading()
         else:
-            self.deadline = self._loop.time() + self._times.idle_s
+            self.deadline = min(self._until, monotonic() + self._times.idle_s)
             self._transport.resume_reading()
 
     def rest(self, now: float) -> None:
         """Becomes idle in a pool."""
         self.idle_since = now
         self.deadline = now + self._times.idle_connection_s
+
+    def abandon(self, reason: str) -> None:
+        """Whoever waits for an answer here is told that none will come."""
+        self._fail(Abandoned(reason))
 
     def close(self) -> None:
         """At once, so that the engine stops working for nobody."""
@@ -189,7 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head = head
         if head is None:
             return False
-        self.deadline = self._loop.time() + self._times.idle_s
+        self.deadline = min(self._until, monotonic() + self._times.idle_s)
         return True
 
     def _read_body(self) -> None:
@@ -200,7 +216,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._reader.complete:
             self.deadline = NEVER
         elif not self._paused:
-            self.deadline = self._loop.time() + self._times.idle_s
+            self.deadline = min(self._until, monotonic() + self._times.idle_s)
         if self._sink is not None:
             if payload:
                 self._sink(payload)

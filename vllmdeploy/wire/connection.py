@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
+from time import monotonic
 from typing import cast
 
 from vllmdeploy.wire.deadlines import NEVER
@@ -30,7 +31,7 @@ class _State(Enum):
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
         *("_admitted", "_body_since", "_exchange", "_parts", "_paused", "_reader", "_server"),
-        *("_size", "_state", "_task", "_transport", "_trusted", "deadline", "peer"),
+        *("_size", "_state", "_task", "_transport", "_trusted", "deadline", "notes", "peer"),
     )
 
     def __init__(self, server: Server) -> None:
@@ -45,6 +46,7 @@ class ClientConnection(asyncio.Protocol):
         self._body_since = 0.0
         self._paused = False
         self._trusted = False
+        self.notes: dict[str, object] = {}
         self.peer = ""
         self.deadline = NEVER
 
@@ -159,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
             # From its first byte on; later bytes do not win a head more time.
             self.deadline = min(self.deadline, self._now() + self._server.limits.head_s)
             return False
-        self._exchange = exchange = Exchange(self, head, self.peer, self._now())
+        self._exchange = exchange = Exchange(self, head, self.peer, self._now(), self.notes)
         exchange.trust = self._trust
         first = self._reader.body()
         self._admitted = self._server.app.admit(exchange)
@@ -273,4 +275,4 @@ class ClientConnection(asyncio.Protocol):
             self._server.forgive(self.peer)
 
     def _now(self) -> float:
-        return self._server.loop.time()
+        return monotonic()

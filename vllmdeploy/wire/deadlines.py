@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import Protocol
 
 NEVER = float("inf")
@@ -32,7 +33,7 @@ class Deadlines:
 
     def _tick(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = monotonic()
         for item in [item for item in self._watched if item.deadline <= now]:
             item.expire()
         if self._watched:

@@ -23,16 +23,24 @@ class Exchange:
 
     A client that leaves is told by cancelling the handler; writes after that go nowhere.
     `flow` is called with True when the client reads slower than we write, with False when it has
-    caught up.
+    caught up. `notes` are kept for later requests on the same connection.
     """
 
     __slots__ = (
         *("_chunked", "_keep", "_silent", "_wire", "body", "done", "flow"),
-        *("head", "paused", "peer", "received_at", "sent", "started", "status", "trust"),
+        *("head", "notes", "paused", "peer", "received_at", "sent", "started", "status", "trust"),
     )
 
-    def __init__(self, wire: Wire, head: RequestHead, peer: str, received_at: float) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        head: RequestHead,
+        peer: str,
+        received_at: float,
+        notes: dict[str, object] | None = None,
+    ) -> None:
         self._wire = wire
+        self.notes = {} if notes is None else notes
         self._chunked = False
         self._keep = True
         self._silent = head.method == "HEAD"

@@ -2,12 +2,14 @@
 
 WireError
 ├── Malformed .......... a client sent what is not HTTP/1.1; carries the status to answer
+├── OutOfSockets ....... our own limit of open files, which says nothing of the upstream
 └── UpstreamError
     ├── NeverSent ...... no connection, so nothing reached the upstream
     ├── NoAnswer ....... sent, and the connection ended before the first byte of an answer
     ├── CutShort ....... the answer began and did not end
     ├── NotHttp ........ the answer is not HTTP/1.1
-    └── TimedOut ....... sent, and then silence for longer than allowed
+    ├── TimedOut ....... sent, and then silence for longer than allowed
+    └── Abandoned ...... given up by us, because the upstream was found to be hung
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ class Malformed(WireError):
         super().__init__(reason)
         self.reason = reason
         self.status = status
+
+
+class OutOfSockets(WireError):
+    pass
 
 
 class UpstreamError(WireError):
@@ -54,3 +60,7 @@ class TimedOut(UpstreamError):
     def __init__(self, reason: str, *, begun: bool) -> None:
         super().__init__(reason)
         self.begun = begun
+
+
+class Abandoned(UpstreamError):
+    pass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from dataclasses import dataclass
+from time import monotonic
 
 from vllmdeploy.wire.client import UpstreamConnection
 from vllmdeploy.wire.deadlines import Deadlines
-from vllmdeploy.wire.faults import NeverSent, NoAnswer
+from vllmdeploy.wire.faults import NeverSent, NoAnswer, OutOfSockets
 from vllmdeploy.wire.head import AnswerHead
 from vllmdeploy.wire.limits import UPSTREAM_TIMES, UpstreamTimes
 
@@ -32,6 +34,7 @@ class Pool:
         self._times = times
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
+        self._asking: set[UpstreamConnection] = set()
         self._closed = False
 
     async def ask(
@@ -47,7 +50,7 @@ class Pool:
         kept = self._take() if repeatable else None
         if kept is not None:
             try:
-                return kept, await kept.ask(request)
+                return kept, await self._ask(kept, request)
             except NoAnswer as error:
                 stale = error
         try:
@@ -57,11 +60,16 @@ class Pool:
             if stale is not None:
                 raise stale from error
             raise
-        return connection, await connection.ask(request)
+        return connection, await self._ask(connection, request)
+
+    def abandon(self, reason: str) -> None:
+        """Every request that still waits for the first byte may try elsewhere."""
+        for connection in tuple(self._asking):
+            connection.abandon(reason)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         if connection.reusable and not self._closed:
-            connection.rest(self._loop.time())
+            connection.rest(monotonic())
             connection.on_lost = self._forget
             self._idle.append(connection)
         else:
@@ -74,8 +82,15 @@ class Pool:
             connection.close()
         self._idle.clear()
 
+    async def _ask(self, connection: UpstreamConnection, request: bytes) -> AnswerHead:
+        self._asking.add(connection)
+        try:
+            return await connection.ask(request)
+        finally:
+            self._asking.discard(connection)
+
     def _take(self) -> UpstreamConnection | None:
-        now = self._loop.time()
+        now = monotonic()
         while self._idle:
             connection = self._idle.pop()
             connection.on_lost = None
@@ -104,5 +119,7 @@ class Pool:
         except ConnectionRefusedError as error:
             raise NeverSent("connection refused", refused=True) from error
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OutOfSockets(str(error)) from error
             raise NeverSent(f"no connection: {error}") from error
         return connection

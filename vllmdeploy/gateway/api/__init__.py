@@ -1,0 +1,1 @@
+"""What requests mean; how their bytes travel is not known here."""

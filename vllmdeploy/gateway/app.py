@@ -1,0 +1,149 @@
+"""The routes that exist, the door before each, and what is written down of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from vllmdeploy.gateway.access import Door
+from vllmdeploy.gateway.access_log import AccessLog
+from vllmdeploy.gateway.gateway import Gateway
+from vllmdeploy.gateway.journal import bug
+from vllmdeploy.gateway.keys import ANYBODY
+from vllmdeploy.gateway.meters import observe
+from vllmdeploy.gateway.refusal import JSON, Refusal, error_body
+from vllmdeploy.gateway.visit import Visit, request_id
+from vllmdeploy.routing.failure import Failure
+from vllmdeploy.wire.exchange import Exchange
+from vllmdeploy.wire.server import Admitted
+
+Handler = Callable[[Gateway, Visit], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` as it stands in metrics and the description; one that ends in a parameter matches
+    any single last part."""
+
+    method: str
+    path: str
+    door: Door
+    handle: Handler
+    about: str = ""
+
+
+class Routes:
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self.all = routes
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: dict[tuple[str, ...], dict[str, Route]] = {}
+        for route in routes:
+            if "{" in route.path:
+                parts = tuple("" if part.startswith("{") else part for part in _parts(route.path))
+                self._patterns.setdefault(parts, {})[route.method] = route
+            else:
+                self._exact.setdefault(route.path, {})[route.method] = route
+
+    def find(self, method: str, path: str) -> Route:
+        methods = self._exact.get(path) or self._by_pattern(path)
+        if methods is None:
+            raise Refusal(404, "there is no such route; see /openapi.json", code="unknown_route")
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = ", ".join(sorted(methods)).encode()
+            message = f"this route answers to {allowed.decode()} only"
+            raise Refusal(405, message, fields=((b"allow", allowed),))
+        return route
+
+    def _by_pattern(self, path: str) -> dict[str, Route] | None:
+        parts = _parts(path)
+        for pattern, methods in self._patterns.items():
+            if len(pattern) == len(parts) and all(
+                mine in ("", theirs) and theirs for mine, theirs in zip(pattern, parts, strict=True)
+            ):
+                return methods
+        return None
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.strip("/").split("/"))
+
+
+class App:
+    def __init__(self, gateway: Gateway, routes: Routes, log: AccessLog) -> None:
+        self._gateway = gateway
+        self._routes = routes
+        self._log = log
+
+    def admit(self, exchange: Exchange) -> Admitted | None:
+        visit = Visit(
+            exchange, "unknown", ANYBODY, request_id(exchange.head.fields.get(b"x-request-id"))
+        )
+        try:
+            route = self._routes.find(exchange.head.method, exchange.head.path)
+            visit.route = route.path
+            visit.identity = self._gateway.access.enter(exchange, route.door)
+        except Refusal as refusal:
+            _answer(visit, refusal)
+            self._record(visit)
+            return None
+        limit = self._gateway.spec.limits.body
+        return Admitted(partial(self._serve, visit, route.handle), limit)
+
+    def refusal(self, status: int, reason: str) -> bytes:
+        return error_body(status, reason)
+
+    def refused(self, peer: str, status: int, reason: str) -> None:
+        refused = self._gateway.meters.refused
+        labels = (str(status),)
+        refused[labels] = refused.get(labels, 0) + 1
+        self._log.refused(peer, status, reason)
+
+    def broken(self, exchange: Exchange, error: Exception) -> None:
+        bug("a bug in the gateway", error)
+
+    async def _serve(self, visit: Visit, handle: Handler, _: Exchange) -> None:
+        try:
+            await handle(self._gateway, visit)
+        except Refusal as refusal:
+            _answer(visit, refusal)
+        except asyncio.CancelledError:
+            visit.failure = Failure.CLIENT_GONE
+            raise
+        except Exception as error:
+            bug(f"a bug in {visit.route}", error)
+            _answer(visit, Refusal(500, "the gateway has a bug; its log has the details"))
+        finally:
+            self._record(visit)
+
+    def _record(self, visit: Visit) -> None:
+        exchange, meters = visit.exchange, self._gateway.meters
+        now = monotonic()
+        status = 0 if visit.failure is Failure.CLIENT_GONE else exchange.status
+        meters.answered(visit.route, visit.model, status, now - exchange.received_at)
+        if visit.first_byte_at:
+            waited = visit.first_byte_at - exchange.received_at
+            observe(meters.first_bytes, (visit.model,), waited)
+        if visit.queued_s:
+            observe(meters.waits, (visit.model,), visit.queued_s)
+        if visit.tokens:
+            labels = (visit.model,)
+            meters.tokens[labels] = meters.tokens.get(labels, 0) + visit.tokens
+            self._gateway.ledger.spend(visit.identity, visit.tokens)
+        if visit.events and visit.failure not in (None, Failure.CLIENT_GONE):
+            meters.broken_streams += 1
+        if self._log.wanted:
+            self._log.write(visit, status, now, time.time())
+
+
+def _answer(visit: Visit, refusal: Refusal) -> None:
+    exchange = visit.exchange
+    if exchange.started:
+        exchange.abort()
+        return
+    fields = (JSON, (b"x-request-id", visit.id), *refusal.fields)
+    exchange.respond(refusal.status, fields, refusal.body())

@@ -1,0 +1,100 @@
+"""One request to be answered by one of a group's instances, and the answer it got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllmdeploy.gateway.fleet import Group
+from vllmdeploy.gateway.instance import Instance
+from vllmdeploy.routing.failure import Failure
+from vllmdeploy.routing.upstream import ANY_REQUEST, Request
+from vllmdeploy.wire.client import UpstreamConnection
+from vllmdeploy.wire.faults import (
+    Abandoned,
+    CutShort,
+    NeverSent,
+    NoAnswer,
+    TimedOut,
+    UpstreamError,
+)
+from vllmdeploy.wire.head import AnswerHead, Field
+from vllmdeploy.wire.write import request_head
+
+
+class Share:
+    """How many calls of one batch each instance has, and which have their fill."""
+
+    __slots__ = ("_counts", "_size", "full")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._counts: dict[str, int] = {}
+        self.full: set[str] = set()
+
+    def add(self, instance: str, count: int) -> None:
+        total = self._counts.get(instance, 0) + count
+        self._counts[instance] = total
+        if total >= self._size:
+            self.full.add(instance)
+        else:
+            self.full.discard(instance)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """`share`: instances that have their fill of a batch are left to others while any is free."""
+
+    group: Group
+    path: str
+    body: bytes
+    fields: tuple[Field, ...]
+    request: Request = ANY_REQUEST
+    replayable: bool = True
+    share: Share | None = None
+    at: str = ""
+    tries: int = 0
+    queued_s: float = 0.0
+
+    def go_to(self, instance: str) -> None:
+        if self.share is not None:
+            if self.at:
+                self.share.add(self.at, -1)
+            if instance:
+                self.share.add(instance, 1)
+        self.at = instance
+
+    def message(self, instance: Instance) -> bytes:
+        fields = (
+            *self.fields,
+            *instance.authorization,
+            (b"content-length", b"%d" % len(self.body)),
+        )
+        target = instance.upstream.address.prefix + self.path
+        return request_head("POST", target, instance.host, fields) + self.body
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """Somebody's answer; whoever holds it must settle it, once, with the dispatcher."""
+
+    instance: Instance
+    connection: UpstreamConnection
+    head: AnswerHead
+    began: float
+    failure: Failure | None = None
+
+
+def failure_of(error: UpstreamError) -> Failure:
+    match error:
+        case NeverSent():
+            return Failure.REFUSED if error.refused else Failure.CONNECT_TIMEOUT
+        case NoAnswer():
+            return Failure.RESET
+        case CutShort():
+            return Failure.CUT
+        case TimedOut():
+            return Failure.IDLE_TIMEOUT if error.begun else Failure.FIRST_BYTE_TIMEOUT
+        case Abandoned():
+            return Failure.HUNG
+        case _:
+            return Failure.GARBAGE

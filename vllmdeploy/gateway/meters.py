@@ -1,0 +1,101 @@
+"""The gateway's own numbers, and the text that Prometheus reads."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Histogram:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    sum: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(_SECONDS, seconds)] += 1
+        self.sum += seconds
+
+
+@dataclass(slots=True)
+class Meters:
+    """Labels come from our own lists only (routes, models served, instances), never from what a
+    client sends, so that nobody can make them grow."""
+
+    requests: dict[Labels, int] = field(default_factory=dict[Labels, int])
+    durations: dict[Labels, Histogram] = field(default_factory=dict[Labels, Histogram])
+    first_bytes: dict[Labels, Histogram] = field(default_factory=dict[Labels, Histogram])
+    waits: dict[Labels, Histogram] = field(default_factory=dict[Labels, Histogram])
+    tokens: dict[Labels, int] = field(default_factory=dict[Labels, int])
+    refused: dict[Labels, int] = field(default_factory=dict[Labels, int])
+    broken_streams: int = 0
+
+    def answered(self, route: str, model: str, status: int, seconds: float) -> None:
+        labels = (route, model, _status_class(status))
+        self.requests[labels] = self.requests.get(labels, 0) + 1
+        observe(self.durations, (route, model), seconds)
+
+
+def observe(histograms: dict[Labels, Histogram], labels: Labels, seconds: float) -> None:
+    found = histograms.get(labels)
+    if found is None:
+        found = histograms[labels] = Histogram()
+    found.observe(seconds)
+
+
+def _status_class(status: int) -> str:
+    return "gone" if status == 0 else f"{status // 100}xx"
+
+
+class Page:
+    """One exposition: each family once, with its help and its type."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def family(
+        self,
+        name: str,
+        kind: str,
+        about: str,
+        names: Labels,
+        samples: Iterable[tuple[Labels, float]],
+    ) -> None:
+        self._begin(name, kind, about)
+        self.lines.extend(f"{name}{_braces(names, labels)} {value:g}" for labels, value in samples)
+
+    def histogram(
+        self, name: str, about: str, names: Labels, samples: Mapping[Labels, Histogram]
+    ) -> None:
+        self._begin(name, "histogram", about)
+        for labels, histogram in samples.items():
+            total = 0
+            for bound, count in zip((*_SECONDS, float("inf")), histogram.counts, strict=True):
+                total += count
+                edge = "+Inf" if bound == float("inf") else f"{bound:g}"
+                braces = _braces((*names, "le"), (*labels, edge))
+                self.lines.append(f"{name}_bucket{braces} {total}")
+            braces = _braces(names, labels)
+            self.lines.append(f"{name}_sum{braces} {histogram.sum:.6f}")
+            self.lines.append(f"{name}_count{braces} {total}")
+
+    def text(self) -> bytes:
+        return ("\n".join(self.lines) + "\n").encode("utf-8", "replace")
+
+    def _begin(self, name: str, kind: str, about: str) -> None:
+        self.lines.append(f"# HELP {name} {about}")
+        self.lines.append(f"# TYPE {name} {kind}")
+
+
+def _braces(names: Labels, values: Labels) -> str:
+    if not names:
+        return ""
+    pairs = (f'{name}="{escape(value)}"' for name, value in zip(names, values, strict=True))
+    return "{" + ",".join(pairs) + "}"
+
+
+def escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

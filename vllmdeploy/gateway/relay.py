@@ -1,0 +1,124 @@
+"""An instance's answer, passed on to the client as it comes."""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+
+from vllmdeploy.gateway.call import Answer, failure_of
+from vllmdeploy.gateway.dispatch import Dispatcher
+from vllmdeploy.gateway.journal import warn
+from vllmdeploy.gateway.refusal import Refusal
+from vllmdeploy.gateway.sse import Watch
+from vllmdeploy.gateway.visit import Visit
+from vllmdeploy.routing.failure import Failure
+from vllmdeploy.wire.faults import UpstreamError
+from vllmdeploy.wire.head import Field
+
+# An engine's own; the gateway sends its own request id.
+_DROPPED = frozenset({b"x-request-id", b"location", b"set-cookie"})
+_USED = re.compile(rb'"completion_tokens":\s*([0-9]{1,12})')
+# These end their streams with [DONE]; the other APIs have ends of their own.
+ENDS_WITH_DONE = frozenset({"/v1/completions", "/v1/chat/completions"})
+
+
+async def relay(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> None:
+    """Settles the answer, whatever happens."""
+    failure: Failure | None = None
+    visit.instance = answer.instance.id
+    try:
+        if answer.failure is Failure.GARBAGE:
+            raise Refusal(502, f"{answer.instance.id} answered with a redirect", code="redirect")
+        body = answer.connection.collected
+        if body is None:
+            failure = await _stream(visit, answer, dispatcher)
+        else:
+            visit.first_byte_at = monotonic()
+            _whole(visit, answer, body)
+    except UpstreamError as error:
+        failure = failure_of(error)
+        _cut(visit, error)
+    except Refusal:
+        raise
+    except BaseException:
+        failure = Failure.CLIENT_GONE
+        raise
+    finally:
+        visit.failure = failure or answer.failure
+        dispatcher.settle(answer, failure)
+
+
+def _whole(visit: Visit, answer: Answer, body: bytes) -> None:
+    fields = _fields(visit, answer)
+    if answer.failure is Failure.BUSY:
+        fields.append((b"retry-after", b"1"))
+    used = _USED.findall(body[-2048:])
+    if used:
+        visit.tokens = int(used[-1])
+    visit.exchange.respond(answer.head.status, fields, body)
+
+
+async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failure | None:
+    """Raises UpstreamError when the answer does not come to its end."""
+    exchange, connection, head = visit.exchange, answer.connection, answer.head
+    watch = Watch() if is_events(answer) else None
+
+    def pass_on(piece: bytes) -> None:
+        if not visit.first_byte_at:
+            visit.first_byte_at = monotonic()
+            answer.instance.load.first_byte(visit.first_byte_at - answer.began)
+        if watch is not None:
+            watch.see(piece)
+        exchange.write(piece)
+
+    exchange.start(head.status, _fields(visit, answer), head.length if head.length >= 0 else None)
+    exchange.flow = lambda paused: connection.flow(paused=paused)
+    try:
+        await connection.relay(pass_on)
+    except UpstreamError as error:
+        if watch is None:
+            raise
+        _say_broken(visit, watch, str(error))
+        return failure_of(error)
+    finally:
+        exchange.flow = None
+        if watch is not None:
+            visit.tokens = visit.events = watch.events
+    if watch is not None and _unfinished(visit, answer, watch):
+        _say_broken(visit, watch, "the stream ended before its end")
+        return Failure.STREAM_ERROR
+    exchange.finish()
+    return Failure.STREAM_ERROR if watch is not None and watch.failed else None
+
+
+def is_events(answer: Answer) -> bool:
+    return answer.head.text(b"content-type").startswith("text/event-stream")
+
+
+def _unfinished(visit: Visit, answer: Answer, watch: Watch) -> bool:
+    return (
+        answer.failure is None
+        and not watch.done
+        and not watch.failed
+        and visit.exchange.head.path in ENDS_WITH_DONE
+    )
+
+
+def _say_broken(visit: Visit, watch: Watch, why: str) -> None:
+    """A stream that stops without a word looks to its reader as if it were whole."""
+    warn("stream broken", request=visit.id.decode(), instance=visit.instance, why=why)
+    visit.exchange.write(watch.error_event(f"the instance stopped answering: {why}"))
+    visit.exchange.finish()
+
+
+def _cut(visit: Visit, error: UpstreamError) -> None:
+    if not visit.exchange.started:
+        raise Refusal(502, f"{visit.instance}: {error}", code="bad_gateway") from error
+    warn("answer cut", request=visit.id.decode(), instance=visit.instance, why=str(error))
+    visit.exchange.abort()
+
+
+def _fields(visit: Visit, answer: Answer) -> list[Field]:
+    fields = [field for field in answer.head.fields if field[0] not in _DROPPED]
+    fields.append((b"x-request-id", visit.id))
+    return fields

@@ -1,0 +1,190 @@
+"""A gateway from its first moment to its last: sockets, files, signals, an end without a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import ssl
+from time import monotonic
+
+from vllmdeploy.core.tasks import TaskGroup
+from vllmdeploy.errors import UsageError, VllmdeployError
+from vllmdeploy.gateway import doors, fleet_file
+from vllmdeploy.gateway.access import Access
+from vllmdeploy.gateway.access_log import AccessLog
+from vllmdeploy.gateway.app import App
+from vllmdeploy.gateway.dispatch import Dispatcher
+from vllmdeploy.gateway.fleet import Fleet
+from vllmdeploy.gateway.gateway import Gateway
+from vllmdeploy.gateway.journal import say, warn
+from vllmdeploy.gateway.probe import Prober
+from vllmdeploy.gateway.spec import GatewaySpec
+from vllmdeploy.gateway.table import routes
+from vllmdeploy.gateway.watched import Watched
+from vllmdeploy.wire.connection import ClientConnection
+from vllmdeploy.wire.deadlines import Deadlines
+from vllmdeploy.wire.server import Server
+
+_GARBAGE_EVERY = 50_000  # objects; the default of 700 looks through live connections all the time
+_TAKEOVER_READY_S = 30.0
+
+
+class Running:
+    """Everything of one gateway; `serve` returns when it was told to stop and has."""
+
+    def __init__(self, spec: GatewaySpec) -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(loop)
+        self._spec = spec
+        self._loop = loop
+        self._stop = asyncio.Event()
+        self._listening: list[asyncio.Server] = []
+        self._access = Access(keyless=_needs_no_key(spec), networks=spec.allow)
+        self.fleet = Fleet(spec.fleet, deadlines, spec.thresholds, spec.upstream_networks)
+        self._prober = Prober(self.fleet)
+        self.fleet.on_added = self._prober.add
+        self.fleet.on_removed = self._prober.remove
+        self._log = AccessLog(spec.access_log, loop)
+        self.gateway = Gateway(spec, self.fleet, Dispatcher(self.fleet), self._access, loop)
+        self._server = Server(App(self.gateway, routes(), self._log), deadlines, spec.limits)
+        self.sockets: list[socket.socket] = []
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def serve(self) -> None:
+        files = await self._read_files()
+        await self._add_upstreams()
+        predecessor = self._open_doors()
+        tls = _tls(self._spec)
+        for listener in self.sockets:
+            self._listening.append(
+                await self._loop.create_server(self._connection, sock=listener, ssl=tls)
+            )
+        self._quieten_garbage_collector()
+        say(
+            "listening",
+            sockets=[_name(one) for one in self.sockets],
+            instances=len(self.fleet.instances),
+        )
+        if predecessor is not None:
+            await self._ready()
+            await self._loop.run_in_executor(None, predecessor.release)
+        try:
+            await self._until_stopped(files)
+        finally:
+            await self._end()
+
+    async def _until_stopped(self, files: list[Watched]) -> None:
+        successor = None
+        if self._spec.takeover:
+            successor = doors.Successor(self._spec.takeover, self.sockets, self.stop)
+        try:
+            async with TaskGroup() as group:
+                tasks = [group.create_task(file.watch()) for file in files]
+                if successor is not None:
+                    tasks.append(group.create_task(successor.wait()))
+                await self._stop.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            if successor is not None:
+                successor.close()
+
+    async def _end(self) -> None:
+        self.gateway.draining = True
+        for listening in self._listening:
+            listening.close()
+        say("draining", connections=len(self._server.connections))
+        cut = await self._server.drain(self._spec.thresholds.drain_timeout_s)
+        await self._prober.stop()
+        for identity in tuple(self.fleet.instances):
+            self.fleet.remove(identity)
+        self._log.flush()
+        say("stopped", connections_cut=cut)
+
+    async def _read_files(self) -> list[Watched]:
+        spec = self._spec
+        files = [
+            Watched(path, take)
+            for path, take in (
+                (spec.keys_file, self._access.take_keys),
+                (spec.admin_key_file, self._access.take_admin_keys),
+                (spec.config_file, self._take_fleet),
+            )
+            if path
+        ]
+        for file in files:
+            await file.start()
+        if spec.keys_file and not self._access.has_keys and not spec.keyless:
+            raise UsageError(f"{spec.keys_file} has no keys", hint="vllmdeploy keys add NAME")
+        return files
+
+    async def _take_fleet(self, text: str, path: str) -> None:
+        for problem in await self.fleet.apply(fleet_file.parse(text, path)):
+            warn("upstream not taken over", why=problem)
+
+    async def _add_upstreams(self) -> None:
+        for one in self._spec.fleet.upstreams:
+            try:
+                await self.fleet.put(one, origin="flag")
+            except VllmdeployError as error:
+                raise UsageError(str(error)) from error
+
+    def _open_doors(self) -> doors.Predecessor | None:
+        spec = self._spec
+        predecessor = doors.take_over(spec.takeover) if spec.takeover else None
+        if predecessor is not None:
+            self.sockets = predecessor.sockets
+        elif spec.descriptor >= 0:
+            self.sockets = doors.given(spec.descriptor)
+        else:
+            self.sockets = doors.bind(spec.host, spec.port)
+        return predecessor
+
+    async def _ready(self) -> None:
+        """Both gateways serve until this one knows its instances as well as the old one does."""
+        until = monotonic() + _TAKEOVER_READY_S
+        while monotonic() < until:
+            if any(one.health.serving for one in self.fleet.instances.values()):
+                return
+            await asyncio.sleep(0.1)
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self._server)
+
+    def _quieten_garbage_collector(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GARBAGE_EVERY, 20, 20)
+
+
+async def run(spec: GatewaySpec) -> None:
+    running = Running(spec)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.stop)
+    await running.serve()
+
+
+def _needs_no_key(spec: GatewaySpec) -> bool:
+    """Without a file of keys only this machine is listened to: see options.checked."""
+    return spec.keyless or not spec.keys_file
+
+
+def _name(listener: socket.socket) -> str:
+    name: object = listener.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+
+
+def _tls(spec: GatewaySpec) -> ssl.SSLContext | None:
+    if not spec.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(spec.tls_cert, spec.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"--tls-cert {spec.tls_cert}: {error}") from error
+    return context

@@ -1,0 +1,58 @@
+"""Server-sent events: cut out of pieces, and watched for an end that is no end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllmdeploy.gateway.refusal import error_body
+
+DONE = b"data: [DONE]"
+_TAIL = 64
+_ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error")
+
+
+class Watch:
+    """Looks at each piece as it passes; knows whether the stream ended as it should."""
+
+    __slots__ = ("_tail", "events", "failed")
+
+    def __init__(self) -> None:
+        self._tail = b"\n\n"
+        self.failed = False
+        self.events = 0
+
+    def see(self, piece: bytes) -> None:
+        self.events += piece.count(b"data:")
+        if len(piece) >= _TAIL:
+            self._tail = piece[-_TAIL:]
+        else:
+            self._tail = (self._tail + piece)[-_TAIL:]
+        if piece.startswith(_ERRORS):
+            self.failed = True
+
+    @property
+    def done(self) -> bool:
+        return DONE in self._tail
+
+    def error_event(self, message: str) -> bytes:
+        """Ends an unfinished event first, so that this one is read as its own."""
+        gap = b"" if self._tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+        return gap + b"data: " + error_body(502, message, "stream_broken") + b"\n\n"
+
+
+class Events:
+    """Cuts the `data` of each event out of pieces of a stream."""
+
+    __slots__ = ("_held", "_limit")
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self._held = b""
+        self._limit = limit
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        *lines, self._held = (self._held + piece).split(b"\n")
+        if len(self._held) > self._limit:
+            raise ValueError(f"an event is longer than {self._limit} bytes")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()

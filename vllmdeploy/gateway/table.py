@@ -1,0 +1,62 @@
+"""All routes there are, in one table."""
+
+from __future__ import annotations
+
+from vllmdeploy.gateway.access import Door
+from vllmdeploy.gateway.api import admin, service
+from vllmdeploy.gateway.api.answers import answer_json
+from vllmdeploy.gateway.api.batch_generate import batch_generate
+from vllmdeploy.gateway.api.forward import PATHS, forward
+from vllmdeploy.gateway.api.generate import generate
+from vllmdeploy.gateway.api.openapi import document
+from vllmdeploy.gateway.app import Route, Routes
+from vllmdeploy.gateway.gateway import Gateway
+from vllmdeploy.gateway.visit import Visit
+
+_ABOUT = {
+    "/v1/chat/completions": "OpenAI chat completions.",
+    "/v1/completions": "OpenAI completions.",
+    "/v1/embeddings": "OpenAI embeddings.",
+    "/v1/responses": "OpenAI responses.",
+    "/v1/messages": "Anthropic messages.",
+    "/v1/rerank": "Order documents by a query.",
+    "/v2/rerank": "Order documents by a query.",
+    "/rerank": "Order documents by a query.",
+    "/v1/score": "Score pairs of texts.",
+    "/score": "Score pairs of texts.",
+    "/tokenize": "Text to token ids.",
+    "/detokenize": "Token ids to text.",
+}
+
+
+def routes() -> Routes:
+    table = [
+        Route("GET", "/", Door.OPEN, service.root, "Who this is and what it serves."),
+        Route("GET", "/health", Door.OPEN, service.health, "200 with a ready instance."),
+        Route("GET", "/metrics", Door.OPEN, service.metrics, "Numbers for Prometheus."),
+        Route("POST", "/generate", Door.KEY, generate, "Text for one prompt or conversation."),
+        Route("POST", "/batch_generate", Door.KEY, batch_generate, "Texts for many prompts."),
+        Route("GET", "/v1/models", Door.KEY, service.models, "The models served."),
+        Route("GET", "/v1/models/{model}", Door.KEY, service.model, "One model served."),
+        *(Route("POST", path, Door.KEY, forward, _ABOUT[path]) for path in PATHS),
+        *_admin(),
+    ]
+
+    async def openapi(_: Gateway, visit: Visit) -> None:
+        answer_json(visit, document(table))
+
+    table.append(Route("GET", "/openapi.json", Door.OPEN, openapi, "This description."))
+    return Routes(tuple(table))
+
+
+def _admin() -> tuple[Route, ...]:
+    one = "/admin/instances/{id}"
+    return (
+        Route("GET", "/admin/instances", Door.ADMIN, admin.list_instances, "All instances."),
+        Route("POST", "/admin/instances", Door.ADMIN, admin.add_instance, "Add an instance."),
+        Route("DELETE", one, Door.ADMIN, admin.remove_instance, "Remove an instance."),
+        Route("POST", f"{one}/drain", Door.ADMIN, admin.drain, "Send it nothing more."),
+        Route("POST", f"{one}/resume", Door.ADMIN, admin.resume, "Send it requests again."),
+        Route("GET", "/admin/policy", Door.ADMIN, admin.get_policy, "How requests find instances."),
+        Route("PUT", "/admin/policy", Door.ADMIN, admin.put_policy, "Change that."),
+    )

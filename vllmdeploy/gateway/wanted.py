@@ -1,0 +1,171 @@
+"""What a request asks for, as far as finding its instance needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllmdeploy.gateway.jsonvalue import Object, as_int, as_list, as_object, loads
+from vllmdeploy.gateway.members import SMALL, elements, members
+from vllmdeploy.gateway.refusal import Refusal
+from vllmdeploy.routing.upstream import PREFIX_LENGTHS, Affinity, Request, affinity_of
+from vllmdeploy.wire.head import RequestHead
+
+_PREFIX = PREFIX_LENGTHS[-1]
+_CHARACTERS_PER_TOKEN = 4
+_DEFAULT_MAX_TOKENS = 256
+_NUMBER = re.compile(rb"-?[0-9]{1,12}")
+_SMALL_NAMES = (
+    *("model", "stream", "n", "best_of", "max_tokens", "max_completion_tokens", "user"),
+    *("max_output_tokens", "store", "background", "priority"),
+)
+# These run templates or load tensors of the caller's choice inside the engine.
+_REFUSED_NAMES = frozenset({"chat_template", "prompt_embeds", "mm_processor_kwargs"})
+_SESSION_FIELD = b"x-session-id"
+_PRIORITY_FIELD = b"x-priority"
+_DEADLINE_FIELD = b"x-deadline-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    model: str | None
+    stream: bool
+    stored: bool
+    request: Request
+
+
+async def read(head: RequestHead, body: bytes, now: float, choices_max: int) -> Wanted:
+    """Raises a Refusal for what no engine could answer, and for what it should not be asked."""
+    fields = await _small_fields(body)
+    for name in _REFUSED_NAMES:
+        if fields.get(name) is not None:
+            raise Refusal(400, f"{name} is not accepted by this gateway", code="unsupported_field")
+    for name in ("n", "best_of"):
+        count = as_int(fields.get(name))
+        if count is not None and not 1 <= count <= choices_max:
+            raise Refusal(400, f"{name} must be from 1 to {choices_max}")
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise Refusal(400, "model must be a text")
+    return Wanted(
+        model or None,
+        fields.get("stream") is True,
+        fields.get("store", True) is not False or fields.get("background") is True,
+        request_of(head, fields, now),
+    )
+
+
+def request_of(head: RequestHead, fields: Object, now: float) -> Request:
+    user = fields.get("user")
+    session = head.text(_SESSION_FIELD) or (user if isinstance(user, str) else "")
+    text = prompt_text(fields)
+    deadline_ms = _header_number(head.fields, _DEADLINE_FIELD)
+    priority = _header_number(head.fields, _PRIORITY_FIELD)
+    if priority is None:
+        priority = as_int(fields.get("priority")) or 0
+    return Request(
+        affinity=affinity_of(text, session[:256]) if text or session else Affinity(),
+        priority=priority,
+        deadline=now + deadline_ms / 1000 if deadline_ms is not None else None,
+        prompt_tokens=len(text) // _CHARACTERS_PER_TOKEN,
+        max_tokens=_max_tokens(fields),
+    )
+
+
+def prompt_text(fields: Object) -> str:
+    """The beginning of what the engine will read, the same for the same conversation."""
+    for name in ("prompt", "input", "query", "text_1", "messages", "prompts"):
+        value = fields.get(name)
+        if isinstance(value, str):
+            return value
+        listed = as_list(value)
+        if listed is not None:
+            return _joined(listed)
+    return ""
+
+
+def _joined(listed: list[object]) -> str:
+    texts: list[str] = []
+    length = 0
+    for one in listed:
+        message = as_object(one)
+        text = str(one) if message is None else f"{message.get('role')}\n{message.get('content')}"
+        texts.append(text)
+        length += len(text) + 1
+        if length >= _PREFIX:
+            break
+    return "\n".join(texts)
+
+
+async def _small_fields(body: bytes) -> Object:
+    """All of a short body; of a long one what is short, and the beginning of its prompt."""
+    try:
+        if len(body) <= SMALL:
+            fields = as_object(loads(body))
+            if fields is None:
+                raise Refusal(400, "the body must be a JSON object")
+            return fields
+        parts = await members(body)
+        found: dict[str, object] = {
+            name: loads(raw)
+            for name, raw in parts.items()
+            if name in _SMALL_NAMES and len(raw) <= SMALL
+        }
+        found.update(
+            (name, parts[name] != b"null" or None) for name in _REFUSED_NAMES & parts.keys()
+        )
+        for name in ("prompt", "input", "messages", "prompts"):
+            if name in parts:
+                found[name] = await _beginning(parts[name])
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {error}") from error
+    return found
+
+
+async def _beginning(raw: bytes) -> object:
+    if raw[:1] == b'"':
+        return _start_of_text(raw)
+    if raw[:1] != b"[":
+        return None
+    listed: list[object] = []
+    size = 0
+    for one in await elements(raw):
+        if len(one) <= SMALL:
+            listed.append(loads(one))
+        elif one[:1] == b'"':
+            listed.append(_start_of_text(one))
+        size += len(one)
+        if len(one) > SMALL or size > 4 * _PREFIX:
+            break
+    return listed
+
+
+def _start_of_text(raw: bytes) -> str:
+    """Cut where a character may end: not inside an escape, a surrogate pair or UTF-8."""
+    if len(raw) <= SMALL:
+        return str(loads(raw))
+    start = raw[1:SMALL]
+    cut = max(start.rfind(b" "), start.rfind(b"\\n"))
+    text = start[: cut if cut > 0 else 0].rstrip(b"\\")
+    try:
+        return str(loads(b'"' + text + b'"'))
+    except ValueError:
+        return text.decode("utf-8", "replace")
+
+
+def _max_tokens(fields: Object) -> int:
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        count = as_int(fields.get(name))
+        if count is not None and count > 0:
+            return count
+    return _DEFAULT_MAX_TOKENS
+
+
+def _header_number(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
+    text = fields.get(name)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text):
+        raise Refusal(400, f"{name.decode()} must be a whole number")
+    return int(text)
