@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vllmdeploy import __version__
-from vllmdeploy.cli import capacity, cluster, demo, export, init, node, output, trust
+from vllmdeploy.cli import capacity, cluster, demo, devices, export, init, node, output, trust
 from vllmdeploy.cli.context import World
 from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
 
@@ -94,4 +94,5 @@ cluster.mount(app)
 node.mount(app)
 demo.mount(app)
 app.command()(capacity.capacity)
+devices.mount(app)
 app.add_typer(export.app, name="export")
