@@ -62,11 +62,12 @@ def test_the_same_sources_are_the_same_bytes_and_the_name_is_their_digest() -> N
 def test_it_holds_sources_of_the_layers_that_travel_and_nothing_else() -> None:
     held = names(build().content)
     assert held == sorted(held)
-    assert all(name.endswith(".py") for name in held)
+    sources = [name for name in held if ".dist-info/" not in name]
+    assert all(name.endswith(".py") for name in sources)
     assert {"vllmdeploy/__init__.py", "vllmdeploy/errors.py", "vllmdeploy/node/warden.py"} <= {
         *held
     }
-    folders = {name.split("/")[1] for name in held if name.count("/") > 1}
+    folders = {name.split("/")[1] for name in sources if name.count("/") > 1}
     assert folders == {"batch", "client", "core", "gateway", "node", "routing", "wire"}
 
 
@@ -83,6 +84,8 @@ archive, *layers = sys.argv[1:]
 sys.path.insert(0, archive)
 for name in zipfile.ZipFile(archive).namelist():
     parts = name.removesuffix(".py").split("/")
+    if parts[0] != "vllmdeploy":
+        continue
     if parts[-1] != "__main__" and (parts[1] in layers or len(parts) == 2):
         importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 import vllmdeploy.node.warden

@@ -52,6 +52,9 @@ ACCELERATOR = Accelerator(
     container=_container,
     ray_resource="GPU",  # our platform for CPU over Ray books its ranks as GPUs
     ray_flags=handing.ray_gpus,
+    # vllmdeploy.node.cpu_platform is that platform; ranks of several hosts are not bound to cores
+    # by one plan.
+    ray_environment={"VLLMDEPLOY_CPU_PLATFORM": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     network_environment=_network,
     default_image="vllm/vllm-openai-cpu:v0.33.0-x86_64",
 )

