@@ -1,0 +1,282 @@
+"""Models on a host: what is there, their hashes, and the few commands that change them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.tools.manifest import Manifest
+from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.model_files_tree import Reading, Tree
+
+_LOOK_LIMIT_S = 60.0
+# Slower than any disk that can serve a model.
+_SLOWEST_BYTES_PER_S = 10_000_000
+_HASH_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """One folder below MODEL_PATH. `incoming` is a copy that is not finished.
+
+    `ready` is what the READY marker says, `digest` the sha256 of MANIFEST.json as it is there.
+    """
+
+    name: str
+    incoming: bool = False
+    tree: Tree
+    ready: str = ""
+    digest: str = ""
+
+    @property
+    def marked(self) -> bool:
+        """READY carries the digest of the manifest beside it."""
+        return bool(self.digest) and self.ready == self.digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundStore:
+    """MODEL_PATH on one host. `there` is False where the folder does not exist."""
+
+    there: bool
+    models: tuple[FoundModel, ...] = ()
+    free_bytes: int | None = None
+    writable: bool = False
+
+    def model(self, name: str) -> FoundModel | None:
+        return self._named(name, incoming=False)
+
+    def incoming(self, name: str) -> FoundModel | None:
+        return self._named(name, incoming=True)
+
+    def _named(self, name: str, *, incoming: bool) -> FoundModel | None:
+        found = (each for each in self.models if each.name == name and each.incoming == incoming)
+        return next(found, None)
+
+
+# $1 is MODEL_PATH, $2 a model's name or nothing for all. Links are told, never followed.
+_LOOK = r"""
+export LC_ALL=C
+[ -d "$1" ] || { folder=$1
+  while [ ! -e "$folder" ]; do folder=${folder%/*}; [ -n "$folder" ] || folder=/; done
+  df -Pk "$folder" | awk 'END { print "free " $4 }'; [ -w "$folder" ] && echo writable
+  exit 0; }
+echo there
+df -Pk "$1" | awk 'END { print "free " $4 }'
+[ -w "$1" ] && echo writable
+look() (
+  cd "$2" 2>/dev/null || { printf '%s %s\nodd .\n' "$1" "$3"; exit 0; }
+  printf '%s %s\nhome %s\n' "$1" "$3" "$(pwd -P)"
+  meta=.vllmdeploy
+  if [ -f $meta/READY ]; then printf 'ready %s\n' "$(head -c 64 $meta/READY)"; fi
+  if [ -f $meta/MANIFEST.json ]; then
+    printf 'digest %s\n' "$(sha256sum < $meta/MANIFEST.json | head -c 64)"; fi
+  find . -path ./$meta -prune -o -type f -exec stat -c 'file %s %n' {} + 2>/dev/null \
+    || printf 'odd .\n'
+  find . -path ./$meta -prune -o -type l -exec sh -c 'for path; do
+    printf "link %s\nto %s\nat %s\nis %s\n" "$path" "$(readlink "$path")" \
+      "$([ -e "$path" ] && readlink -f "$path")" "$([ -f "$path" ] && stat -L -c %s "$path")"
+    done' sh {} + 2>/dev/null
+  find . -path ./$meta -prune -o ! -type f ! -type l ! -type d -exec printf 'odd %s\n' {} + \
+    2>/dev/null
+)
+each() {
+  for path in "$2"/*; do
+    name=${path##*/}
+    case $name in *[!A-Za-z0-9._-]*) continue;; esac
+    if [ -d "$path" ]; then look "$1" "$path" "$name"; fi
+  done
+}
+if [ -n "$2" ]; then
+  for kind in model incoming; do
+    folder=$1; [ $kind = model ] || folder=$1/.incoming
+    if [ -d "$folder/$2" ]; then look $kind "$folder/$2" "$2"; fi
+  done
+else
+  each model "$1"
+  each incoming "$1/.incoming"
+fi
+exit 0
+"""
+
+
+def look(root: str, name: str = "") -> Fact[FoundStore]:
+    """MODEL_PATH with all its models, or with one of them."""
+    return Fact(
+        name=f"models in {root}",
+        command=script(_LOOK, root, name, root=True).within(_LOOK_LIMIT_S),
+        parse=_parse_look,
+    )
+
+
+@dataclass(slots=True)
+class _Model:
+    name: str
+    incoming: bool
+    reading: Reading
+    ready: str = ""
+    digest: str = ""
+
+    def found(self) -> FoundModel:
+        return FoundModel(
+            name=self.name,
+            incoming=self.incoming,
+            tree=self.reading.tree(),
+            ready=self.ready,
+            digest=self.digest,
+        )
+
+
+def _parse_look(result: Result) -> FoundStore:
+    there = writable = False
+    free: int | None = None
+    models: list[_Model] = []
+    for line in result.stdout.splitlines():
+        kind, _, rest = line.partition(" ")
+        match kind:
+            case "model" | "incoming":
+                models.append(_Model(rest, kind == "incoming", Reading()))
+            case "ready" if models:
+                models[-1].ready = rest
+            case "digest" if models:
+                models[-1].digest = rest
+            case _ if models:
+                models[-1].reading.line(line)
+            case "free":
+                free = int(rest) * 1024 if rest.isdigit() else None
+            case "writable":
+                writable = True
+            case "there":
+                there = True
+            case _:
+                pass
+    return FoundStore(
+        there=there,
+        models=tuple(model.found() for model in models),
+        free_bytes=free,
+        writable=writable,
+    )
+
+
+def read_manifest(folder: str) -> Command:
+    return Command(("cat", "--", f"{folder}/.vllmdeploy/MANIFEST.json"), root=True).within(60)
+
+
+_HASHES = 'cd "$1" && xargs -0 -n "$2" -P "$3" sha256sum --'
+
+
+def hashes(folder: str, paths: Sequence[str], *, total: int) -> Command:
+    """Says `HASH  PATH` for every path, in the order in which they are done."""
+    at_a_time = 1 if len(paths) <= 256 else 16
+    names = "".join(f"./{path}\0" for path in paths).encode()
+    text = script(_HASHES, folder, str(at_a_time), str(_HASH_AT_ONCE), stdin=names, root=True)
+    return text.within(300 + total / _SLOWEST_BYTES_PER_S)
+
+
+def parse_hash(line: str) -> tuple[str, str] | None:
+    """The path and sha256 of one line, None for anything else."""
+    sha256, _, path = line.partition("  ")
+    return (path.removeprefix("./"), sha256) if len(sha256) == 64 else None
+
+
+# $1 MODEL_PATH, $2 the name. The manifest comes on stdin. READY is the last thing written, and
+# all else is on the disk before: a crash at any point leaves a folder that is not READY.
+_PUBLISH = """
+set -eu
+umask 022
+incoming=$1/.incoming/$2
+if [ -e "$1/$2" ] || [ -L "$1/$2" ]; then echo "$1/$2 is there already" >&2; exit 1; fi
+if [ -L "$1/.incoming" ] || [ -L "$incoming" ]; then echo "$incoming is a link" >&2; exit 1; fi
+rm -rf "$incoming/.cache" "$incoming/.vllmdeploy"
+mkdir "$incoming/.vllmdeploy"
+cat > "$incoming/.vllmdeploy/MANIFEST.json"
+chmod -R u+rwX,go+rX "$incoming"
+sync -f "$incoming" 2>/dev/null || sync
+mv "$incoming" "$1/$2"
+"""
+_MARK = """
+set -eu
+umask 022
+meta=$1/$2/.vllmdeploy
+[ "$(sha256sum < "$meta/MANIFEST.json" | head -c 64)" = "$3" ] \
+  || { echo "$meta/MANIFEST.json is another one" >&2; exit 1; }
+printf '%s\\n' "$3" > "$meta/READY.new"
+sync -f "$meta" 2>/dev/null || sync
+mv -f "$meta/READY.new" "$meta/READY"
+sync -f "$meta" 2>/dev/null || sync
+"""
+
+
+def publish(place: ModelPlace, manifest: Manifest) -> Command:
+    """From the incoming folder, whose files have been verified, to the model's own name."""
+    text = script(_PUBLISH, place.root, place.name, stdin=manifest.text, root=True)
+    return text.within(1800)
+
+
+def mark_ready(place: ModelPlace, manifest: Manifest) -> Command:
+    """The last step: whoever reads READY may rely on every file."""
+    return script(_MARK, place.root, place.name, manifest.digest, root=True).within(1800)
+
+
+_WRITE_MANIFEST = """
+set -eu
+umask 022
+cd -P -- "$1/$2"
+mkdir -p .vllmdeploy
+rm -f .vllmdeploy/READY
+cat > .vllmdeploy/MANIFEST.new
+mv -f .vllmdeploy/MANIFEST.new .vllmdeploy/MANIFEST.json
+"""
+
+
+def write_manifest(place: ModelPlace, manifest: Manifest) -> Command:
+    """For a folder that somebody put there by hand, or one that was repaired in place."""
+    text = script(_WRITE_MANIFEST, place.root, place.name, stdin=manifest.text, root=True)
+    return text.within(120)
+
+
+# The name is checked to be one plain part, and the folder to be really there: never through a
+# link to some other place. Without READY nobody takes what an interrupted `rm` leaves for whole.
+_WITHIN = """
+set -eu
+root=$(cd -P -- "$1" && pwd -P)
+within() {
+  [ ! -L "$1/$2" ] || { echo "$1/$2 is a link; remove it by hand" >&2; exit 1; }
+  [ -d "$1/$2" ] || return 0
+  found=$(cd -P -- "$1/$2" && pwd -P)
+  [ "$found" = "$1/$2" ] || { echo "$found is outside of $1" >&2; exit 1; }
+"""
+_REMOVE = (
+    _WITHIN
+    + """
+  rm -f -- "$found/.vllmdeploy/READY"
+  rm -rf -- "$found"
+}
+within "$root" "$2"
+[ ! -L "$root/.incoming" ] && within "$root/.incoming" "$2"
+rm -f -- "$root/.incoming/.$2.lock"
+"""
+)
+_REOPEN = (
+    _WITHIN
+    + """
+  rm -f -- "$found/.vllmdeploy/READY"
+  mkdir -p "$root/.incoming"
+  [ ! -e "$root/.incoming/$2" ] || { echo "$root/.incoming/$2 is there already" >&2; exit 1; }
+  mv "$found" "$root/.incoming/$2"
+}
+within "$root" "$2"
+"""
+)
+
+
+def remove(place: ModelPlace) -> Command:
+    """The model and what an unfinished copy of it left, and nothing else."""
+    return script(_REMOVE, place.root, place.name, root=True).within(1800)
+
+
+def reopen(place: ModelPlace) -> Command:
+    """A model that is not whole becomes an unfinished copy again, to be repaired."""
+    return script(_REOPEN, place.root, place.name, root=True).within(120)
