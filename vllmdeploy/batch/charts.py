@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_WIDTH = 640
-_HEIGHT = 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 30
+_WIDTH = 420  # about a phone: text then keeps its size there
+_HEIGHT = 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 6, 10, 28
 
 
 class Bar(NamedTuple):

@@ -24,7 +24,7 @@ body{margin:0 auto;padding:16px;max-width:1080px;background:var(--ground);color:
 font:15px/1.5 FONTS}
 h1{font-size:21px;margin:4px 0;overflow-wrap:anywhere}h2{font-size:16px;margin:0 0 8px}
 p{margin:4px 0;color:var(--soft);overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(max(130px,22%),1fr));gap:10px;
 margin:16px 0}
 .figure,section{background:var(--panel);border:1px solid var(--line);border-radius:8px;
 padding:12px}
@@ -32,7 +32,7 @@ padding:12px}
 .bad b{color:var(--bad)}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:12px}
 section{margin-bottom:12px;min-width:0}.charts section{margin:0}.charts{margin-bottom:12px}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:13px}
+svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:11.5px}
 .bar{fill:var(--bar)}.grid{stroke:var(--line)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:5px 10px 5px 0;border-bottom:1px solid var(--line);
@@ -51,6 +51,7 @@ def render(stats: Stats, *, title: str, note: str, font: Path | None = None) -> 
         f"<title>{escape(title)}</title>",
         f"<style>{face}{_STYLE.replace('FONTS', family)}</style></head><body>",
         f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
+        "<p>Times are UTC; pauses between two runs are left out.</p>",
         _figures(stats),
         f'<div class="charts">{_charts(stats)}</div>',
         _errors(stats),
@@ -102,8 +103,8 @@ def _charts(stats: Stats) -> str:
     charts = (
         ("Rows per second over time", _over_time(spans, rows=True)),
         ("Completion tokens per second over time", _over_time(spans, rows=False)),
-        ("Latency of a row", _histogram(latency, seconds)),
-        ("Completion tokens of a row", _histogram(tokens, short)),
+        ("Rows by latency", _histogram(latency, seconds)),
+        ("Rows by completion tokens", _histogram(tokens, _whole)),
     )
     return "".join(f"<section><h2>{escape(title)}</h2>{chart}</section>" for title, chart in charts)
 
@@ -143,7 +144,11 @@ def _histogram(bins: Sequence[Bin], words: Callable[[float], str]) -> str:
         return "<p>nothing yet</p>"
     values = [Bar(float(b.rows), f"{words(b.low)} to {words(b.high)}: {b.rows} rows") for b in bins]
     edges = (bins[0].low, bins[len(bins) // 2].low, bins[-1].high)
-    return bars(values, [words(edge) for edge in edges], title="rows", unit=" rows")
+    return bars(values, [words(edge) for edge in edges], title="rows", unit="")
+
+
+def _whole(value: float) -> str:
+    return short(round(value))
 
 
 def _errors(stats: Stats) -> str:

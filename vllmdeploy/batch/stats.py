@@ -13,6 +13,7 @@ from vllmdeploy.batch.entries import OK, Head
 
 _SLOWEST = 10
 _EXAMPLES = 3
+_LOOKED_AT = 50
 _BINS_PER_DECADE = 20
 _FASTEST_S = 1e-4
 _MOST_SPANS = 1024
@@ -150,10 +151,13 @@ class Stats:
             heapq.heapreplace(self._slowest, slow)
 
     def wants_example(self, kind: str) -> bool:
-        return kind != OK and len(self.examples.get(kind, ())) < _EXAMPLES
+        """For the first rows of a kind only: a million alike need not all be looked at."""
+        return kind != OK and self.kinds[kind] <= _LOOKED_AT
 
     def add_example(self, kind: str, message: str) -> None:
-        self.examples.setdefault(kind, []).append(message)
+        examples = self.examples.setdefault(kind, [])
+        if message not in examples and len(examples) < _EXAMPLES:
+            examples.append(message)
 
     @property
     def slowest(self) -> tuple[Slow, ...]:

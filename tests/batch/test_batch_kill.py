@@ -1,0 +1,128 @@
+"""kill -9 anywhere loses no row and doubles none."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.batch.upstream import Asked, Say, echo, serving
+
+ROOT = Path(__file__).parents[2]
+
+
+def victim(source: Path, output: Path, url: str, rows: int, torn: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        (
+            *(sys.executable, "-m", "tests.batch.victim"),
+            *(str(source), str(output), url, str(rows), str(torn)),
+        ),
+        cwd=ROOT,
+    )
+
+
+def rows_of(path: Path) -> list[int]:
+    return [json.loads(line)["line"] for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def check_whole(output: Path, count: int) -> None:
+    done = rows_of(output / "results.jsonl")
+    failed = rows_of(output / "errors.jsonl")
+    assert len(done) + len(failed) == count
+    assert {*done, *failed} == set(range(1, count + 1))
+
+
+def write_input(path: Path, count: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(1, count + 1):
+            row = "{oops" if number % 50 == 0 else json.dumps({"prompt": f"p{number} é\u2028"})
+            file.write(row + "\n")
+
+
+def kill_and_resume(tmp_path: Path, *, rows: int, kills: int, seed: int) -> None:
+    """Half of the kills come from inside, in the middle of a write, half from the upstream."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    write_input(source, rows)
+    chance = random.Random(seed)
+    each = rows // (kills + 1)
+    running: list[subprocess.Popen[bytes]] = []
+    until_kill: list[int] = []
+
+    def script(asked: Asked) -> Say:
+        if until_kill:
+            until_kill[0] -= 1
+            if until_kill[0] == 0:
+                os.kill(running[-1].pid, signal.SIGKILL)
+                until_kill.clear()
+        return echo(asked)
+
+    with serving(script) as upstream:
+        for _ in range(kills):
+            inside = chance.random() < 0.5
+            at, torn = chance.randrange(1, each), chance.randrange(400)
+            if not inside:
+                until_kill.append(at)
+            running.append(victim(source, output, upstream.url, at if inside else -1, torn))
+            assert running[-1].wait() == -signal.SIGKILL
+        running.append(victim(source, output, upstream.url, -1, 0))
+        assert running[-1].wait() == 0
+    check_whole(output, rows)
+    recomputed = len(upstream.asked) - (rows - rows // 50)
+    assert 0 <= recomputed <= 300 * kills
+
+
+def test_twenty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, rows=2_000, kills=20, seed=20261121)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_over_ten_thousand_rows_lose_and_double_nothing(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, rows=10_000, kills=100, seed=1)
+
+
+def tight(folder: Path, kills: int) -> dict[str, int]:
+    done = subprocess.run(
+        (sys.executable, "-m", "tests.batch.tight", str(folder), str(kills), "5"),
+        cwd=ROOT, check=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    figures: dict[str, int] = json.loads(done.stdout)
+    return figures
+
+
+def test_kills_in_a_tight_write_loop_leave_whole_rows(tmp_path: Path) -> None:
+    figures = tight(tmp_path, 200)
+    assert (figures["rows"], figures["doubled"]) == (200, 0)
+
+
+@pytest.mark.long
+def test_a_thousand_kills_in_a_tight_write_loop_leave_whole_rows(tmp_path: Path) -> None:
+    figures = tight(tmp_path, 1000)
+    assert (figures["rows"], figures["doubled"]) == (200, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_at_once_and_the_run_goes_on(tmp_path: Path, number: int) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    write_input(source, 100)
+    running: list[subprocess.Popen[bytes]] = []
+
+    def script(asked: Asked) -> Say:
+        if asked.prompt.startswith("p30") and asked.nth == 1:
+            os.kill(running[-1].pid, number)
+            return Say(hang=True)
+        return echo(asked)
+
+    with serving(script) as upstream:
+        running.append(victim(source, output, upstream.url, -1, 0))
+        assert running[-1].wait() == 130
+        assert len(rows_of(output / "results.jsonl.part")) >= 1
+        running.append(victim(source, output, upstream.url, -1, 0))
+        assert running[-1].wait() == 0
+    check_whole(output, 100)
