@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from vllmdeploy import __version__
-from vllmdeploy.cli import capacity, cluster, demo, devices, export, init, node, output, trust
+from vllmdeploy.cli import (
+    batch,
+    capacity,
+    cluster,
+    demo,
+    devices,
+    export,
+    gateway,
+    init,
+    keys,
+    node,
+    output,
+    trust,
+)
 from vllmdeploy.cli.context import World
 from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
 
@@ -56,13 +69,14 @@ def _everywhere(
 def hoisted(argv: Sequence[str]) -> list[str]:
     """The program's own options moved before the command, so that they may stand anywhere.
 
-    Behind `--` nothing is ours.
+    Behind `--` nothing is ours, and `gateway run` has options of its own, the same as the program
+    that runs in containers.
     """
     own: list[str] = []
     rest: list[str] = []
     words = iter(argv)
     for word in words:
-        if word == "--":
+        if word == "--" or rest[:2] == ["gateway", "run"]:
             rest += [word, *words]
             break
         name, equals, _ = word.partition("=")
@@ -96,3 +110,6 @@ demo.mount(app)
 app.command()(capacity.capacity)
 devices.mount(app)
 app.add_typer(export.app, name="export")
+app.add_typer(gateway.app, name="gateway")
+app.add_typer(keys.app, name="keys")
+app.add_typer(batch.app, name="batch")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.gateway.journal import say, to_stderr
-from vllmdeploy.gateway.options import spec
+from vllmdeploy.gateway.options import PROGRAM, spec
 from vllmdeploy.gateway.run import run
 from vllmdeploy.wire import loop
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = PROGRAM) -> int:
     try:
-        wanted = spec(argv)
+        wanted = spec(argv, prog=prog)
         to_stderr()
         say("open files", limit=loop.raise_open_files())
         loop.run(run(wanted))

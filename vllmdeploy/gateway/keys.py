@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from vllmdeploy.errors import SettingsError
 from vllmdeploy.gateway.refusal import Refusal, try_again
 
-_NAME = re.compile(r"[A-Za-z0-9._\-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 _KEY = re.compile(r"[!-~]{8,512}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 _MINUTE_S = 60.0
@@ -124,7 +124,7 @@ def _name_and_digest(word: str, default: str, where: str, problems: list[str]) -
     name, colon, key = word.partition(":")
     if not colon:
         name, key = default, word
-    elif not _NAME.fullmatch(name):
+    elif not NAME.fullmatch(name):
         problems.append(f"{where}: a name has up to 64 letters, digits and . _ -")
     hashed = _HASH.fullmatch(key)
     if hashed:

@@ -20,6 +20,7 @@ _SIZE = re.compile(r"([0-9]{1,9})([kKmMgG]?)(?:[iI]?[bB])?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _DISCOVERED_MAX = 1024
 
+PROGRAM = "python -m vllmdeploy.gateway"
 EXAMPLE = """example:
   python -m vllmdeploy.gateway --upstream http://10.0.0.2:8100 --upstream http://10.0.0.3:8100,2,1.5
   python -m vllmdeploy.gateway --discover 127.0.0.1:8000-8007 --listen 0.0.0.0:9000 \\
@@ -27,7 +28,7 @@ EXAMPLE = """example:
 """
 
 
-def parser(prog: str = "python -m vllmdeploy.gateway") -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Also used by `vllmdeploy gateway run`, so that both mean the same."""
     found = argparse.ArgumentParser(
         prog=prog,
@@ -85,8 +86,8 @@ def _add_limits(found: argparse.ArgumentParser) -> None:
     add("--tls-key", default="", metavar="FILE")
 
 
-def spec(argv: Sequence[str] | None) -> GatewaySpec:
-    return from_options(parser().parse_args(argv))
+def spec(argv: Sequence[str] | None, *, prog: str = PROGRAM) -> GatewaySpec:
+    return from_options(parser(prog).parse_args(argv))
 
 
 def from_options(given: argparse.Namespace) -> GatewaySpec:

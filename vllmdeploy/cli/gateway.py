@@ -1,0 +1,239 @@
+"""`gateway`: run one by hand, look at it, and steer it while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllmdeploy.cli import output
+from vllmdeploy.cli.context import World, world
+from vllmdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vllmdeploy.effects.gateway_admin import GatewayAdmin
+
+app = typer.Typer(help="The router and control plane in front of all instances.")
+
+Url = Annotated[str, typer.Option(help="The gateway. Default: http://HEAD:API_PORT.")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--admin-key-file", help="Admin key. Default: ADMIN_KEY_FILE.")
+]
+Instance = Annotated[str, typer.Argument(help="An instance's id, as `gateway list` shows it.")]
+
+_HEADINGS = (
+    *("INSTANCE", "STATE", "MODELS", "IN FLIGHT", "RUNNING", "WAITING", "KV", "HITS"),
+    *("FIRST BYTE", "REQUESTS", "FAILED", "WHY"),
+)
+
+
+@app.callback(no_args_is_help=True)
+def _group() -> None:
+    """The router and control plane in front of all instances."""
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def run(context: typer.Context) -> None:
+    """Run a gateway in the foreground; `vllmdeploy gateway run --help` lists its options.
+
+    Example: vllmdeploy gateway run --upstream http://10.0.0.2:8100 --listen 127.0.0.1:8000
+    """
+    from vllmdeploy.gateway.__main__ import main
+
+    raise typer.Exit(main(context.args, prog="vllmdeploy gateway run"))
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    *,
+    url: Url = "",
+    admin_key_file: KeyFile = None,
+    watch: Annotated[bool, typer.Option("--watch", help="A live table.")] = False,
+) -> None:
+    """Show the gateway's state and every instance with its load.
+
+    Example: vllmdeploy gateway status --watch
+    """
+    here = world(context)
+    with _admin(here, url, admin_key_file) as gateway:
+        while True:
+            root, instances = gateway.root(), gateway.instances()
+            if watch and not here.json:
+                output.clear()
+            if here.json:
+                output.document({**root, "instances": instances, "policy": gateway.policy()})
+            else:
+                ready = root.get("instances", {})
+                output.answer(
+                    f"{gateway.url}: {root.get('state')}, "
+                    f"{ready.get('ready')} of {ready.get('total')} instances ready"
+                )
+                output.answer(_table(instances))
+            if not watch:
+                return
+            time.sleep(1)
+
+
+@app.command("list")
+def list_(context: typer.Context, *, url: Url = "", admin_key_file: KeyFile = None) -> None:
+    """List the instances.
+
+    Example: vllmdeploy gateway list --json
+    """
+    here = world(context)
+    with _admin(here, url, admin_key_file) as gateway:
+        instances = gateway.instances()
+    if here.json:
+        output.document({"instances": instances})
+    else:
+        output.answer(_table(instances))
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    upstream: Annotated[str, typer.Argument(help="URL of a vLLM server, http://HOST:PORT.")],
+    *,
+    name: Annotated[str, typer.Option(help="Its id. Default: HOST:PORT.")] = "",
+    weight: Annotated[float, typer.Option(help="Its share of requests.")] = 1.0,
+    cost: Annotated[float, typer.Option(help="What a token costs there.")] = 1.0,
+    url: Url = "",
+    admin_key_file: KeyFile = None,
+) -> None:
+    """Put an instance behind the gateway; it is used once it answers.
+
+    Example: vllmdeploy gateway add http://10.0.0.4:8000
+    """
+    spec: dict[str, object] = {"url": upstream, "weight": weight, "cost": cost}
+    if name:
+        spec["id"] = name
+    with _admin(world(context), url, admin_key_file) as gateway:
+        _shown(world(context), gateway.add(spec))
+
+
+@app.command()
+def drain(
+    context: typer.Context, instance: Instance, *, url: Url = "", admin_key_file: KeyFile = None
+) -> None:
+    """Send an instance nothing new; what it works on is finished.
+
+    Example: vllmdeploy gateway drain 10.0.0.4:8000
+    """
+    with _admin(world(context), url, admin_key_file) as gateway:
+        _shown(world(context), gateway.drain(instance))
+
+
+@app.command()
+def resume(
+    context: typer.Context, instance: Instance, *, url: Url = "", admin_key_file: KeyFile = None
+) -> None:
+    """Use a drained instance again.
+
+    Example: vllmdeploy gateway resume 10.0.0.4:8000
+    """
+    with _admin(world(context), url, admin_key_file) as gateway:
+        _shown(world(context), gateway.resume(instance))
+
+
+@app.command()
+def remove(
+    context: typer.Context, instance: Instance, *, url: Url = "", admin_key_file: KeyFile = None
+) -> None:
+    """Take an instance out of the gateway; the instance itself is not touched.
+
+    Example: vllmdeploy gateway remove 10.0.0.4:8000
+    """
+    with _admin(world(context), url, admin_key_file) as gateway:
+        _shown(world(context), gateway.remove(instance))
+
+
+@app.command()
+def policy(
+    context: typer.Context,
+    routing: Annotated[str, typer.Argument(help="Routing policy to use from now on.")] = "",
+    *,
+    scheduling: Annotated[str, typer.Option(help="Who is next when all are busy.")] = "",
+    url: Url = "",
+    admin_key_file: KeyFile = None,
+) -> None:
+    """Show or change how requests find instances.
+
+    Example: vllmdeploy gateway policy prefix_affinity
+    """
+    wanted = {"routing": routing, "scheduling": scheduling}
+    ways = {name: value for name, value in wanted.items() if value}
+    with _admin(world(context), url, admin_key_file) as gateway:
+        now = gateway.set_policy(ways) if ways else gateway.policy()
+    if world(context).json:
+        output.document(now)
+    else:
+        output.answer("\n".join(f"{name}: {value or '-'}" for name, value in now.items()))
+
+
+@contextmanager
+def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdmin]:
+    from vllmdeploy.effects.gateway_admin import GatewayAdmin
+
+    if not url or key_file is None:
+        loaded = here.loaded()
+        head = loaded.fleet.head
+        url = url or f"http://{head.ip or head.address}:{loaded.settings.api_port}"
+        key_file = key_file or loaded.settings.admin_key_file
+    gateway = GatewayAdmin(url, _key(key_file))
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+def _key(path: Path | None) -> str:
+    """The first key of the file, with or without a name before it."""
+    if path is None:
+        return ""
+    try:
+        words = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not words or "sha256:" in words[0]:
+        raise UsageError(f"{path} holds no key that could be sent")
+    return words[0].rpartition(":")[2]
+
+
+def _shown(here: World, instance: dict[str, Any]) -> None:
+    if here.json:
+        output.document(instance)
+    else:
+        output.answer(_table([instance]))
+
+
+def _table(instances: Sequence[dict[str, Any]]) -> str:
+    return output.table(_HEADINGS, [_row(one) for one in instances])
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    hits = one.get("prefix_hit_rate")
+    return (
+        str(one.get("id", "")),
+        str(one.get("state", "")),
+        ",".join(map(str, one.get("models", ()))) or "-",
+        str(one.get("inflight", "")),
+        str(one.get("running", "")),
+        str(one.get("waiting", "")),
+        f"{float(one.get('kv_usage') or 0):.0%}",
+        "-" if hits is None else f"{float(hits):.0%}",
+        f"{float(one.get('first_byte_ms') or 0):.0f} ms",
+        str(one.get("requests", "")),
+        str(sum(dict(one.get("failures") or {}).values())),
+        str(one.get("reason", "")),
+    )
