@@ -72,7 +72,7 @@ class GatewayAdmin:
             answer = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
             raise NotHealthy(
-                f"{self.url}: {method} {path}: {error or type(error).__name__}",
+                f"{self.url}: {method} {path}: {str(error) or type(error).__name__}",
                 hint="is the gateway running? `vllmdeploy status`, or give --url",
             ) from error
         if answer.status_code not in accepted:
