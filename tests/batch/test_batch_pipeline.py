@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.batch.upstream import completion, serving
-from vllmdeploy.batch.pipeline import run_pipeline
-from vllmdeploy.batch.urls import upstreams_of
-from vllmdeploy.routing.upstream import Upstream
-
-
-class Client:
-    """Has what a MultiVLLMClient shows: its upstreams."""
-
-    def __init__(self, *urls: str) -> None:
-        self.upstreams: Sequence[Upstream] = upstreams_of([*urls])
+from vllmdeploy import create_multi_vllm_client, run_pipeline
 
 
 def tasks(folder: Path) -> Path:
@@ -35,7 +25,7 @@ def test_the_guides_call_works_with_a_client_of_several_instances(tmp_path: Path
         paths = run_pipeline(
             input_jsonl=str(tasks(tmp_path)),
             output_dir=str(tmp_path / "outputs"),
-            client=Client(one.url, two.url),
+            client=create_multi_vllm_client(ports=[one.port, two.port], host="127.0.0.1"),
         )
         assert len(one.asked) + len(two.asked) == 20
         assert one.asked
@@ -44,6 +34,16 @@ def test_the_guides_call_works_with_a_client_of_several_instances(tmp_path: Path
         "results.jsonl", "errors.jsonl", "summary.json", "report.html",
     ]  # fmt: skip
     assert json.loads(paths.summary.read_text())["ok"] == 20
+
+
+def test_without_a_client_the_environment_names_the_instances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as one, serving() as two:
+        monkeypatch.setenv("VLLM_PORTS", f"{one.port},{two.port}")
+        monkeypatch.setenv("VLLM_HOST", "127.0.0.1")
+        run_pipeline(tasks(tmp_path), tmp_path / "out")
+        assert len(one.asked) + len(two.asked) == 20
 
 
 def test_a_url_or_several_stand_for_a_client(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from vllmdeploy.batch.run import run_batch
 from vllmdeploy.batch.runner import Listener
 from vllmdeploy.batch.spec import Aggregate, BatchSpec, Effort, Hooks
 from vllmdeploy.batch.urls import upstreams_of
+from vllmdeploy.client.options import urls_of
 from vllmdeploy.routing.upstream import Upstream
-
-_GATEWAY = "http://localhost:8000"
 
 
 @runtime_checkable
@@ -46,7 +45,8 @@ def run_pipeline(
 ) -> Paths:
     """Sends every row to the model once and returns where the answers are.
 
-    `client` is a MultiVLLMClient, a URL or several; without it, the gateway on this machine.
+    `client` is a MultiVLLMClient, a URL or several; without it, the instances that VLLM_PORTS and
+    VLLM_HOST name, by default those of the ports 8001 to 8004 on this machine.
     `read` makes a prompt, messages or a request body of a row's fields; `parse` makes a JSON value
     of an answer's text and raises ValueError for one that must be asked for again, or is "json" or
     "regex:PATTERN"; `aggregate` gets all result rows and its value goes into summary.json.
@@ -70,7 +70,7 @@ def run_pipeline(
 
 def _upstreams(client: HasUpstreams | str | Sequence[str] | None) -> tuple[Upstream, ...]:
     if client is None:
-        return upstreams_of([_GATEWAY])
+        return upstreams_of(urls_of(None, None))
     if isinstance(client, str):
         return upstreams_of([client])
     if isinstance(client, HasUpstreams):
