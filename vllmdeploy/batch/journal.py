@@ -136,12 +136,12 @@ class Journal:
         """Reads what earlier runs finished; each line is yielded for those who count."""
         for file in (self.results, self.errors):
             for stored in file.stored():
-                self._note(stored.head, file.path)
+                self._note(stored.head, file)
                 yield stored
 
-    def _note(self, head: Head, path: Path) -> None:
+    def _note(self, head: Head, file: JournalFile) -> None:
         if not self.done.add(head.line):
-            raise UsageError(f"{path}: row {head.line} is there twice", hint=_RESTORE)
+            raise UsageError(f"{file.path}: row {head.line} is there twice", hint=_RESTORE)
         if head.kind == OK:
             self.ok += 1
         else:
