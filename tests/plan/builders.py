@@ -44,6 +44,8 @@ PORTS = RayPorts(
     dashboard_agent_grpc=10013,
     dashboard_agent=52365,
     metrics=10014,
+    autoscaler_metrics=10015,
+    dashboard_metrics=10016,
     workers=(20000, 20999),
 )
 IMAGE = Image(id="sha256:" + "1" * 64, arch="amd64")

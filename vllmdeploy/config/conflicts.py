@@ -44,6 +44,7 @@ def port_ranges(settings: Settings) -> dict[str, PortRange]:
         *("api_port", "ray_port", "ray_dashboard_port", "ray_client_port"),
         *("ray_node_manager_port", "ray_object_manager_port", "ray_runtime_env_agent_port"),
         *("ray_dashboard_agent_grpc_port", "ray_metrics_port", "ray_dashboard_agent_port"),
+        *("ray_autoscaler_metrics_port", "ray_dashboard_metrics_port"),
     )
     ports: dict[str, int] = {name: getattr(settings, name) for name in single}
     return {

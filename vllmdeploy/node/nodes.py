@@ -16,7 +16,7 @@ from vllmdeploy.node.probe import ask
 
 _EVERY_S = 1.5
 _LIMIT_S = 5.0
-_DASHBOARD_PATIENCE_S = 20.0
+_HELPER_SILENT_S = 15.0  # it imports Ray first, which takes seconds on a busy machine
 _PACKAGE_ROOT = str(Path(__file__).parents[2])  # a folder, or the zip this package travels as
 
 
@@ -41,6 +41,7 @@ class NodeWatch:
         self._seen_at = 0.0
         self._problem = "not asked yet"
         self._helper = 0
+        self._heard_at = 0.0
 
     @property
     def alive(self) -> frozenset[str]:
@@ -62,17 +63,17 @@ class NodeWatch:
         }
 
     async def follow(self) -> None:
+        """The dashboard is asked, where there is one: it knows most. It comes up well after the
+        cluster and may fall silent under load; then the GCS is asked at once."""
         url = ray.dashboard_url(self._argv)
-        silent_since = time.monotonic()
         while True:
             if not self._life() or (url and await self._ask_dashboard(url)):
-                silent_since = time.monotonic()
                 if self._helper:
                     processes.kill((self._helper,))
-            elif not self._helper and (
-                not url or time.monotonic() - silent_since > _DASHBOARD_PATIENCE_S
-            ):
+            elif not self._helper:
                 self._start_helper()
+            elif time.monotonic() - self._heard_at > _HELPER_SILENT_S:
+                processes.kill((self._helper,))
             await asyncio.sleep(_EVERY_S)
 
     async def _ask_dashboard(self, url: str) -> bool:
@@ -123,7 +124,7 @@ class NodeWatch:
         except OSError as error:
             self._problem = f"cannot start {interpreter}: {error.strerror or error}"
             return
-        self._helper = started.pid
+        self._helper, self._heard_at = started.pid, time.monotonic()
         self._exits[started.pid] = lambda code: self._helper_ended(started, code)
         output.follow(started, self._hear)
 
@@ -132,6 +133,7 @@ class NodeWatch:
         self._helper = 0
 
     def _hear(self, line: str) -> None:
+        self._heard_at = time.monotonic()
         try:
             self._learn(ray.parse_gcs_nodes(line), "gcs")
         except ValueError:  # Ray's own log lines come through the same pipe

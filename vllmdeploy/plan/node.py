@@ -120,6 +120,7 @@ def _environment(wanted: Wanted, member: Member) -> Mapping[str, str]:
         "VLLM_HOST_IP": member.place.ip,
         **member.accelerator.network_environment(member.fabric),
         **member.accelerator.ray_environment,
+        **(wanted.ports.of_head_by_environment if member.found.host.head else {}),
         "RAY_AUTH_MODE": "token" if member.token else "disabled",
         **_HEALTH_CHECKS,
         **_QUIET,

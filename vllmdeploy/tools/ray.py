@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import fields, json_line, number, whole
 
 OLDEST = (2, 40)
 OLDEST_WITH_TOKEN = (2, 52)
@@ -27,11 +27,22 @@ class RayPorts:
     dashboard_agent_grpc: int
     dashboard_agent: int
     metrics: int
+    autoscaler_metrics: int
+    dashboard_metrics: int
     workers: tuple[int, int]
 
     @property
     def of_head(self) -> tuple[int, ...]:
-        return (self.gcs, self.dashboard, self.client, *self.of_worker)
+        own = (self.gcs, self.dashboard, self.client)
+        return (*own, self.autoscaler_metrics, self.dashboard_metrics, *self.of_worker)
+
+    @property
+    def of_head_by_environment(self) -> dict[str, str]:
+        """Those for which `ray start` has no flag."""
+        return {
+            "AUTOSCALER_METRIC_PORT": str(self.autoscaler_metrics),
+            "DASHBOARD_METRIC_PORT": str(self.dashboard_metrics),
+        }
 
     @property
     def of_worker(self) -> tuple[int, ...]:
@@ -93,9 +104,10 @@ def version(text: str) -> tuple[int, ...]:
     """`2.60.0` -> (2, 60, 0); what is not a number ends it."""
     numbers: list[int] = []
     for part in text.split("."):
-        if not part.isdigit():
+        found = whole(part)
+        if found is None:
             break
-        numbers.append(int(part))
+        numbers.append(found)
     return tuple(numbers)
 
 
@@ -125,34 +137,31 @@ class RayCluster:
 
 
 def _numbers(shown: object) -> dict[str, float]:
-    if not isinstance(shown, dict):
-        return {}
-    pairs = cast("dict[str, Any]", shown).items()
-    return {str(key): float(value) for key, value in pairs if isinstance(value, (int, float))}
+    numbers = {key: number(value) for key, value in fields(shown).items()}
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def parse_cluster(result: Result) -> RayCluster:
     """Reads the answer of the warden's `ctl nodes`."""
-    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), "")
-    try:
-        shown = cast("dict[str, Any]", json.loads(line))
-        nodes = cast("list[dict[str, Any]]", shown["nodes"])
-        return RayCluster(
-            nodes=tuple(
-                RayNode(
-                    name=str(node["name"]),
-                    ip=str(node["ip"]),
-                    alive=bool(node["alive"]),
-                    resources=_numbers(node.get("resources")),
-                    used=_numbers(node.get("used")),
-                )
-                for node in nodes
-            ),
-            problem=str(shown.get("problem") or ""),
-        )
-    except (ValueError, KeyError, TypeError):
+    shown = json_line(result.stdout)
+    nodes = None if shown is None else shown.get("nodes")
+    if shown is None or not isinstance(nodes, list):
         lines = [line for line in result.output.splitlines() if line.strip()]
         return RayCluster(problem=lines[-1] if lines else "no answer")
+    return RayCluster(
+        nodes=tuple(_node_seen(fields(node)) for node in cast("list[object]", nodes)),
+        problem=str(shown.get("problem") or ""),
+    )
+
+
+def _node_seen(shown: Mapping[str, Any]) -> RayNode:
+    return RayNode(
+        name=str(shown.get("name", "")),
+        ip=str(shown.get("ip", "")),
+        alive=shown.get("alive") is True,
+        resources=_numbers(shown.get("resources")),
+        used=_numbers(shown.get("used")),
+    )
 
 
 def cluster(command: Command) -> Fact[RayCluster]:

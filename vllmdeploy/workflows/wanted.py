@@ -52,5 +52,7 @@ def _ports(settings: Settings) -> RayPorts:
         dashboard_agent_grpc=settings.ray_dashboard_agent_grpc_port,
         dashboard_agent=settings.ray_dashboard_agent_port,
         metrics=settings.ray_metrics_port,
+        autoscaler_metrics=settings.ray_autoscaler_metrics_port,
+        dashboard_metrics=settings.ray_dashboard_metrics_port,
         workers=(settings.ray_worker_ports.first, settings.ray_worker_ports.last),
     )

@@ -66,6 +66,12 @@ class RayCluster(Section):
     ray_metrics_port: RayPort = Field(
         10014, description="Ray's metrics for Prometheus, on every host.", examples=["10014"]
     )
+    ray_autoscaler_metrics_port: RayPort = Field(
+        10015, description="Metrics of Ray's autoscaler, on the head.", examples=["10015"]
+    )
+    ray_dashboard_metrics_port: RayPort = Field(
+        10016, description="Metrics of Ray's dashboard, on the head.", examples=["10016"]
+    )
     ray_dashboard_agent_port: RayPort = Field(
         52365, description="Ray's dashboard agent (HTTP), on every host.", examples=["52365"]
     )
