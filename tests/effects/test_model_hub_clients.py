@@ -191,3 +191,39 @@ def test_a_folder_is_a_source_like_a_hub(tmp_path: Path) -> None:
     assert not (tmp_path / "in/link.txt").is_symlink()
     (source / "steal").symlink_to("/etc/passwd")
     assert listed(what, tmp_path).faults == ("steal: an absolute link, to /etc/passwd",)
+
+
+@pytest.fixture
+def scope() -> Wanted:
+    if not importlib.util.find_spec("modelscope"):
+        pytest.skip("needs modelscope: pip install 'vllmdeploy[modelscope]'")
+    return Wanted(source="modelscope", repo="owner/model", revision="master")
+
+
+def at(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.endpoint)
+
+
+def test_modelscope_brings_every_file_with_its_sha256(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: Wanted
+) -> None:
+    repo = HubRepo(FILES, cut={"model.safetensors": 1})
+    with hub_server(owner__model=repo) as server:
+        at(server, monkeypatch)
+        found = listed(scope, tmp_path)
+        assert found.commit == COMMIT
+        assert {file.path: file.sha256 for file in found.files} == {
+            path: sha256(content) for path, content in FILES.items()
+        }
+        fetched(scope, tmp_path / "in", found)
+    assert {path: (tmp_path / "in" / path).read_bytes() for path in FILES} == FILES
+
+
+def test_modelscope_has_no_such_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: Wanted
+) -> None:
+    with hub_server() as server:
+        at(server, monkeypatch)
+        error = error_of(scope, tmp_path)
+    assert isinstance(error, UsageError)
+    assert error.message == "modelscope.cn has no model owner/model, or it is private"

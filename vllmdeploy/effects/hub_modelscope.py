@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vllmdeploy.effects.hub_errors import read
 from vllmdeploy.tools.hub import HubTrouble, Listing, RemoteFile, Trouble, Wanted, checked_hash
 
+_List = Callable[[str, str], Sequence[Mapping[str, Any]]]
 _KNOWN = {
     "NotExistError": Trouble.MISSING,
     "AuthenticationError": Trouble.GATED,
@@ -29,19 +31,14 @@ class ModelScope:
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         try:
-            self._api = importlib.import_module("modelscope.hub.api")
             self._files = importlib.import_module("modelscope.hub.file_download")
+            self._list = _lister()
         except ImportError as error:
             raise HubTrouble(Trouble.LIBRARY, str(error)) from error
 
     def listing(self) -> Listing:
         wanted = self._wanted
-        entries = cast(
-            "Sequence[Mapping[str, Any]]",
-            self._api.HubApi().get_model_files(
-                wanted.repo, revision=wanted.revision, recursive=True
-            ),
-        )
+        entries = self._list(wanted.repo, wanted.revision)
         files = [entry for entry in entries if entry.get("Type") != "tree"]
         newest = max(files, key=lambda entry: _number(entry.get("CommittedDate")), default=None)
         return Listing(
@@ -62,6 +59,16 @@ class ModelScope:
 
     def trouble(self, error: Exception) -> HubTrouble | None:
         return read(error, _KNOWN)
+
+
+def _lister() -> _List:
+    """From 1.38 on the hub's part is a package of its own, and what modelscope keeps of it leaves
+    the hashes out."""
+    if importlib.util.find_spec("modelscope_hub"):
+        legacy: Any = importlib.import_module("modelscope_hub.api").HubApi().legacy
+        return lambda repo, revision: legacy.list_repo_files(repo, "model", revision)
+    api: Any = importlib.import_module("modelscope.hub.api").HubApi()
+    return lambda repo, revision: api.get_model_files(repo, revision=revision, recursive=True)
 
 
 def _remote(entry: Mapping[str, Any]) -> RemoteFile:
