@@ -16,6 +16,7 @@ KEYS = frozenset(
     (
         *("name", "argv", "env", "node", "needs", "nodes", "start_limit_s", "stop_limit_s"),
         *("health_url", "canary_url", "canary_body", "metrics_url"),
+        "service",  # what the planner keeps there for itself
     )
 )
 

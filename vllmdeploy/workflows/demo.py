@@ -51,9 +51,7 @@ class Engine:
 
 
 def engine_of(checkout: Path) -> Engine:
-    return Engine(
-        python=checkout / ".venv-engine/bin/python", models=checkout / ".cache/models"
-    )
+    return Engine(python=checkout / ".venv-engine/bin/python", models=checkout / ".cache/models")
 
 
 def demo_files(folder: Path, engine: Engine) -> Path:

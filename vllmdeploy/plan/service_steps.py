@@ -1,0 +1,186 @@
+"""The steps by which a service starts, is replaced, and ends, on its group's head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vllmdeploy.core.command import Command, Result
+from vllmdeploy.core.plan import Action, Draft, Run, Step, Wait
+from vllmdeploy.errors import NotHealthy
+from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.observed import FoundNode
+from vllmdeploy.plan.preflight import node_name
+from vllmdeploy.plan.service_wanted import inside
+from vllmdeploy.plan.supervise import Supervisor
+from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.tools import files
+from vllmdeploy.tools.vllm_engine import (
+    SHUTDOWN_S,
+    START_LIMIT_S,
+    EngineState,
+    parse_engine,
+    parse_engines,
+)
+from vllmdeploy.tools.vllm_services import Service
+
+_USAGE_STATUS = 2  # what an argument parser ends with
+_FAILURES_SHOWN = 2
+_DRAIN_S = 120.0
+_METRICS = (
+    "import sys, urllib.request as u\n"
+    "print(u.urlopen(sys.argv[1] + '/metrics', timeout=5).read().decode())"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """Where the steps of services are written: a draft, a head, and how its node is asked."""
+
+    draft: Draft
+    wanted: Wanted
+    supervisor: Supervisor
+    head: Member
+
+    @property
+    def node(self) -> str:
+        return node_name(self.wanted, self.head.found)
+
+    @property
+    def package(self) -> str:
+        """That of the node as it runs now; a new one has ours."""
+        ours = self.head.found.ours(self.wanted.cluster)
+        return next((one.package for one in ours if one.name == self.node), self.wanted.package)
+
+    def add(
+        self,
+        verb: str,
+        subject: str,
+        cause: str,
+        action: Action,
+        needs: tuple[str, ...] = (),
+        *,
+        destructive: bool = False,
+        hint: str = "",
+    ) -> str:
+        return self.draft.add(
+            Step(
+                host=self.head.name,
+                verb=verb,
+                subject=subject,
+                cause=cause,
+                action=action,
+                needs=needs,
+                destructive=destructive,
+                hint=hint,
+            )
+        )
+
+    def run(self, command: Command) -> Run:
+        return Run(self.head.found.access.of(command))
+
+    def inside(self, *argv: str) -> Command:
+        return self.head.found.access.of(inside(self.wanted, self.node, *argv))
+
+    def ctl(self, *argv: str) -> Command:
+        layout = self.head.layout
+        asked = self.supervisor.ctl(self.node, layout, self.package, *argv)
+        return self.head.found.access.of(asked)
+
+
+def write(
+    ground: Ground, name: str, content: bytes, cause: str, needs: tuple[str, ...] = ()
+) -> str:
+    command = files.write(f"{ground.head.layout.services}/{name}.json", content)
+    return ground.add("write", f"service {name}", cause, ground.run(command), needs)
+
+
+def await_answer(
+    ground: Ground, service: Service, cause: str, needs: tuple[str, ...], *, fresh: bool
+) -> str:
+    """Its engine is healthy and has generated a token. `fresh`: what it did before counts not."""
+    name = service.name
+    wait = Wait(
+        command=ground.ctl("status"),
+        missing=_not_running(ground.head.name, name) if fresh else _not_running_yet(name),
+        limit_s=START_LIMIT_S,
+        explain=((ground.head.name, ground.ctl("logs", name, "--tail", "12")),),
+    )
+    hint = f"vllmdeploy logs {ground.head.name}"
+    return ground.add("await", f"service {name}", cause, wait, needs, hint=hint)
+
+
+def _not_running(host: str, name: str) -> Callable[[Result], str | None]:
+    """What it still lacks; an engine that cannot come up is given up at once, with its words."""
+
+    def missing(result: Result) -> str | None:
+        state = parse_engine(result, name)
+        if state.state == "running":
+            return None
+        hopeless = state.exit_code == _USAGE_STATUS or state.failures >= _FAILURES_SHOWN
+        if state.state == "crash-loop" or (state.failures and hopeless):
+            raise NotHealthy(
+                f"{host}: service {name} does not start: {state.reason}{_words(state)}",
+                hint=f"vllmdeploy logs {host}",
+            )
+        return state.words
+
+    return missing
+
+
+def _not_running_yet(name: str) -> Callable[[Result], str | None]:
+    def missing(result: Result) -> str | None:
+        state = parse_engine(result, name)
+        return None if state.state == "running" else state.words
+
+    return missing
+
+
+def _words(state: EngineState) -> str:
+    """The lines that say why; a traceback's frames and the ranks' echoes do not."""
+    lines = [line.rstrip() for line in state.last_lines if line.strip()]
+    telling = [line for line in lines if "rror" in line and "File " not in line]
+    return "".join(f"\n    {line}" for line in (telling or lines)[-4:])
+
+
+def drain(ground: Ground, service: Service, needs: tuple[str, ...]) -> str:
+    """Until it works on nothing any more; an engine that does not answer has nothing to lose."""
+    wait = Wait(
+        command=ground.inside("python3", "-c", _METRICS, service.url),
+        missing=_still_at_work,
+        limit_s=_DRAIN_S,
+    )
+    return ground.add("drain", f"service {service.name}", "no request is cut off", wait, needs)
+
+
+def _still_at_work(result: Result) -> str | None:
+    if not result.ok:
+        return None
+    running = sum(
+        float(line.rpartition(" ")[2])
+        for line in result.stdout.splitlines()
+        if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
+    )
+    return f"{running:g} requests are at work" if running else None
+
+
+def remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...] = ()) -> str:
+    """The file goes, and the warden ends the engine; the step is done when it has."""
+    command = files.remove(f"{ground.head.layout.services}/{name}.json")
+    gone = ground.add(
+        "remove", f"service {name}", cause, ground.run(command), needs, destructive=True
+    )
+
+    def missing(result: Result) -> str | None:
+        engines = parse_engines(result)
+        if "" in engines or name not in engines:
+            return None
+        return engines[name].words
+
+    wait = Wait(command=ground.ctl("status"), missing=missing, limit_s=SHUTDOWN_S + 60.0)
+    return ground.add("await", f"end of {name}", "its cards are free then", wait, (gone,))
+
+
+def head_node(ground: Ground) -> FoundNode | None:
+    ours = ground.head.found.ours(ground.wanted.cluster)
+    return next((one for one in ours if one.name == ground.node), None)

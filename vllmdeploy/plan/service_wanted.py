@@ -1,0 +1,83 @@
+"""What is asked for when a model is to be served, and what was found for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from vllmdeploy.core.command import Command
+from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.tools import docker
+from vllmdeploy.tools.ray import RayNode
+from vllmdeploy.tools.vllm import Vllm
+from vllmdeploy.tools.vllm_engine import EngineState, Task
+from vllmdeploy.tools.vllm_model import FoundModel
+from vllmdeploy.tools.vllm_services import Service, Stored
+
+ExecutorChoice = Literal["auto", "ray", "mp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceWanted:
+    """One `start-service`. `model`: a folder's name, a repository's id or a path below MODEL_PATH;
+    `tensor_parallel` 0: all cards."""
+
+    model: str
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    tensor_parallel: int = 0
+    pipeline_parallel: int = 1
+    task: Task = "generate"
+    executor: ExecutorChoice = "auto"
+    quantization: str = "none"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None
+    arguments: tuple[str, ...] = ()
+    ports: tuple[int, int] = (8100, 8199)
+    host: str = "127.0.0.1"
+
+    @classmethod
+    def stored(cls, kept: Mapping[str, object]) -> ServiceWanted:
+        """As `asdict` wrote it; keys of another version are left out."""
+        known = {one.name for one in fields(cls)}
+        given: dict[str, Any] = {key: value for key, value in kept.items() if key in known}
+        for key in ("aliases", "arguments", "ports"):
+            if key in given:
+                given[key] = tuple(given[key])
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundServices:
+    """One group as a service meets it: its members, what is stored, what runs, what is inside."""
+
+    members: tuple[Member, ...]
+    stored: Mapping[str, Stored] = field(default_factory=dict[str, Stored])
+    engines: Mapping[str, EngineState] = field(default_factory=dict[str, EngineState])
+    vllm: Vllm = field(default_factory=Vllm)
+    models: Mapping[str, FoundModel] = field(default_factory=dict[str, FoundModel])
+
+    @property
+    def head(self) -> Member:
+        return self.members[0]
+
+    @property
+    def ray_nodes(self) -> tuple[RayNode, ...]:
+        seen = self.head.found.ray
+        return tuple(seen.alive().values()) if seen else ()
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(one.service for one in self.stored.values() if one.service)
+
+
+def inside(wanted: Wanted, node: str, *argv: str) -> Command:
+    """A command where the node's engines run: in its container, or with its interpreter."""
+    if wanted.runtime == "docker":
+        return docker.execute(node, *argv)
+    first, *rest = argv
+    return Command((wanted.python if first == "python3" else first, *rest), limit_s=30, root=True)

@@ -1,0 +1,115 @@
+"""Services as they are stored on a head: what the planner needs to know of each again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
+
+from vllmdeploy.core.command import Result, script
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.tools.vllm_engine import Executor, Task
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What a warden calls its own children, and an engine's log would be confused with.
+_TAKEN = ("ray", "warden")
+
+_QUESTION = """
+cd "$1" 2>/dev/null || exit 0
+for file in *.json; do
+  [ -f "$file" ] || continue
+  printf '\\n@@service@@%s\\n' "$file"
+  cat -- "$file"
+done
+exit 0
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A served model. `names`: all that it answers to, its own first; `asked`: what the user
+    wanted, for the next start."""
+
+    name: str
+    model: str
+    names: tuple[str, ...]
+    port: int
+    host: str = "127.0.0.1"
+    group: str = "default"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    executor: Executor = "ray"
+    task: Task = "generate"
+    max_num_seqs: int = 0
+    generation: int = 1
+    head: str = ""
+    asked: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def world(self) -> int:
+        """How many cards it holds."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def document(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One file of the services folder. Without `service` it is not one of ours to plan with."""
+
+    file: str
+    content: bytes
+    service: Service | None = None
+    problem: str = ""
+
+
+def stored(folder: str) -> Fact[Mapping[str, Stored]]:
+    """Every spec file of a node's services folder by the name it would have as a service."""
+    return Fact(
+        name="services",
+        command=script(_QUESTION, folder, root=True).within(20),
+        parse=_parse,
+    )
+
+
+def _parse(result: Result) -> Mapping[str, Stored]:
+    found: dict[str, Stored] = {}
+    for part in result.stdout.split("\n@@service@@")[1:]:
+        file, _, text = part.partition("\n")
+        found[file.removesuffix(".json")] = _stored(file, text)
+    return found
+
+
+def _stored(file: str, text: str) -> Stored:
+    content = text.rstrip("\n").encode() + b"\n"
+    try:
+        shown = cast("dict[str, Any]", json.loads(text))["service"]
+        service = _service(cast("dict[str, Any]", shown))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Stored(file=file, content=content, problem=f"{file}: not a service of ours: {error}")
+    return Stored(file=file, content=content, service=service)
+
+
+def _service(shown: Mapping[str, Any]) -> Service:
+    """Keys of a later version are left alone; one that is missing has its default."""
+    known = {one.name for one in fields(Service)}
+    given = {key: value for key, value in shown.items() if key in known}
+    given["names"] = tuple(map(str, given.get("names", ())))
+    return Service(**given)
+
+
+def name_fault(name: str) -> str:
+    """Why no service can have this name; empty where one can."""
+    if name in _TAKEN:
+        return "that is what a node calls a part of its own"
+    if not _NAME.fullmatch(name):
+        return "letters, digits, '.', '_' and '-' only, 100 at most, a letter or digit first"
+    return ""

@@ -1,0 +1,317 @@
+"""`start-service`, `stop-service`, `restart-service`: one model served on a group's Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from vllmdeploy.config.settings import Settings
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.plan import Draft, Plan
+from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.execute import OnEvent, Outcome, Stop
+from vllmdeploy.effects.fanout import each
+from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
+from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.preflight import node_name
+from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
+from vllmdeploy.plan.service_gateway import Offering, fleet_folder, gateway_name
+from vllmdeploy.plan.service_steps import Ground
+from vllmdeploy.plan.service_wanted import (
+    ExecutorChoice,
+    FoundServices,
+    ServiceWanted,
+    inside,
+)
+from vllmdeploy.tools import files, vllm
+from vllmdeploy.tools.vllm_engine import Task, parse_engines
+from vllmdeploy.tools.vllm_model import FoundModel, folder
+from vllmdeploy.tools.vllm_services import Service, stored
+from vllmdeploy.workflows import cluster
+from vllmdeploy.workflows.service_keys import Keys, gateway_wanted
+from vllmdeploy.workflows.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """All groups with their services, and the gateway's part of a plan's ground."""
+
+    groups: Mapping[str, FoundServices]
+    keys: Keys
+    fleet: str = ""
+    problems: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    @property
+    def services(self) -> dict[str, Service]:
+        return {one.name: one for group in self.groups.values() for one in group.services}
+
+    def group_of(self, name: str) -> FoundServices:
+        """The group that has this service."""
+        for group in self.groups.values():
+            if name in group.stored:
+                return group
+        there = ", ".join(sorted(self.services)) or "none"
+        raise UsageError(f"there is no service {name}", hint=f"there are: {there}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """Steps, the service they are about, what to show once, and the way back if it fails.
+    `address`: where the gateway is for other machines."""
+
+    plan: Plan
+    service: Service
+    keys: Keys
+    undo: Plan = field(default_factory=Plan)
+    address: str = ""
+
+    def gone_wrong(self, applied: cluster.Applied) -> bool:
+        """Its engine did not come up. A gateway that failed is no reason to end a good engine."""
+        key = f"{self.service.head}: await service {self.service.name}"
+        return any(
+            one.step.key == key and one.outcome is Outcome.FAILED for one in applied.outcomes
+        )
+
+
+def asked_of(
+    settings: Settings, model: str, *, tensor_parallel: int | None, **more: Any
+) -> ServiceWanted:
+    """What the command line says, then the settings."""
+    given = {key: value for key, value in more.items() if value is not None}
+    ports = settings.engine_ports
+    arguments = (*settings.extra_vllm_args, *given.pop("arguments", ()))
+    base = ServiceWanted(
+        model=model,
+        tensor_parallel=settings.default_tp_size if tensor_parallel is None else tensor_parallel,
+        executor=cast("ExecutorChoice", settings.executor),
+        quantization=settings.quantization,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        arguments=arguments,
+        ports=(ports.first, ports.last),
+    )
+    return replace(base, **given)
+
+
+def checked_task(text: str) -> Task:
+    tasks: dict[str, Task] = {"generate": "generate", "embed": "embed", "rerank": "rerank"}
+    if text not in tasks:
+        raise UsageError(f"--task {text}: it is one of {', '.join(tasks)}")
+    return tasks[text]
+
+
+def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | None = None) -> Seen:
+    """The whole fleet as services see it; `model`: a folder to look for on every host."""
+    found = found if found is not None else session.look_at_all()
+    groups = cluster.decide_groups(session, found)
+    seen: dict[str, FoundServices] = {}
+    problems: dict[str, tuple[str, ...]] = {}
+    for name, group in groups.items():
+        if group.members:
+            seen[name] = _look_at(session, group.members, model)
+        problems[name] = group.refusals
+    lead = found[session.lead.name]
+    fleet = files.digests(fleet_folder(lead.access.layout, gateway_name(session.wanted)))
+    digests = ask_one(session.shells[session.lead.name], fleet, lead.access)
+    keys = gateway_wanted(session.settings, lead)
+    return Seen(groups=seen, keys=keys, fleet=digests.get("fleet.json", ""), problems=problems)
+
+
+def _look_at(session: Session, members: tuple[Member, ...], model: str) -> FoundServices:
+    head, wanted = members[0], session.wanted
+    node = node_name(wanted, head.found)
+    layout, way = head.layout, head.found.access
+    package = next(
+        (one.package for one in head.found.ours(wanted.cluster) if one.name == node), wanted.package
+    )
+    facts: list[Fact[Any]] = [
+        stored(layout.services),
+        Fact("engines", session.supervisor.ctl(node, layout, package, "status"), parse_engines),
+        vllm.installed(inside(wanted, node, *vllm.probe_argv())),
+    ]
+    said, engines, installed = ask(session.shells[head.name], facts, way)
+    return FoundServices(
+        members=members,
+        stored=said,
+        engines=engines,
+        vllm=installed,
+        models=_models(session, members, model) if model else {},
+    )
+
+
+def _models(session: Session, members: tuple[Member, ...], path: str) -> dict[str, FoundModel]:
+    def ask_host(member: Member) -> FoundModel:
+        return ask_one(session.shells[member.name], folder(path), member.found.access)
+
+    answers = each(members, ask_host)
+    for answer in answers:
+        if isinstance(answer, VllmdeployError):
+            raise answer
+    models = (one for one in answers if isinstance(one, FoundModel))
+    return dict(zip((member.name for member in members), models, strict=True))
+
+
+def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServicePlan:
+    seen = look(session, model_folder(session.wanted, asked))
+    ground, found = _ground(session, seen, group)
+    decided = decide_service(session.wanted, _placed(session, asked, found), found)
+    written = steps.write(ground, decided.service.name, decided.file.content(), "not there")
+    cause = "its engine loads and answers a canary"
+    up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
+    services = {**seen.services, decided.service.name: decided.service}
+    _offering(session, seen, ground.draft).up([*services.values()], "a new service", (up,))
+    undo = replace(ground, draft=Draft())
+    steps.remove(undo, decided.service.name, "it did not start")
+    return ServicePlan(
+        plan=ground.draft.finished(),
+        service=decided.service,
+        keys=seen.keys,
+        undo=undo.draft.finished(),
+        address=_address(session, seen),
+    )
+
+
+def decide_stop(session: Session, name: str) -> ServicePlan:
+    """No new requests, those at work end, then the engine does."""
+    seen = look(session)
+    found = seen.group_of(name)
+    ground, _ = _ground(session, seen, found.head.found.host.group)
+    before = found.stored[name].service
+    needs: tuple[str, ...] = ()
+    if before:
+        others = [one for one in seen.services.values() if one.name != name]
+        needs = _unrouted(session, seen, ground, before, others)
+    steps.remove(ground, name, "stop-service", needs)
+    service = before or Service(name=name, model="", names=(name,), port=0)
+    return ServicePlan(plan=ground.draft.finished(), service=service, keys=seen.keys)
+
+
+def decide_restart(session: Session, name: str, changes: Mapping[str, Any]) -> ServicePlan:
+    """The same service with the settings of now; the old one comes back if the new one fails."""
+    first = look(session)
+    kept = first.group_of(name).stored[name]
+    if kept.service is None:
+        raise UsageError(kept.problem, hint=f"`vllmdeploy stop-service {name}` removes the file")
+    asked = replace(ServiceWanted.stored(kept.service.asked), name=name, **changes)
+    seen = look(session, model_folder(session.wanted, asked))
+    ground, found = _ground(session, seen, kept.service.group)
+    decided = decide_service(session.wanted, _placed(session, asked, found), found, replaces=name)
+    others = [one for one in seen.services.values() if one.name != name]
+    drained = _unrouted(session, seen, ground, kept.service, others)
+    gone = steps.remove(ground, name, "restart-service", drained)
+    written = steps.write(ground, name, decided.file.content(), "restart-service", (gone,))
+    cause = "its engine loads and answers a canary"
+    up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
+    back = replace(seen, fleet="")
+    _offering(session, back, ground.draft).up([*others, decided.service], "it is back", (up,))
+    return ServicePlan(
+        plan=ground.draft.finished(),
+        service=decided.service,
+        keys=seen.keys,
+        undo=_way_back(session, back, ground, decided, kept.content, [*others, kept.service]),
+        address=_address(session, seen),
+    )
+
+
+def _way_back(
+    session: Session,
+    seen: Seen,
+    ground: Ground,
+    decided: DecidedService,
+    content: bytes,
+    services: list[Service],
+) -> Plan:
+    name = decided.service.name
+    back = replace(ground, draft=Draft())
+    gone = steps.remove(back, name, "it did not start")
+    written = steps.write(back, name, content, "the version before", (gone,))
+    cause = "the version before answers"
+    up = steps.await_answer(back, decided.service, cause, (written,), fresh=True)
+    _offering(session, seen, back.draft).up(services, "the version before", (up,))
+    return back.draft.finished()
+
+
+def _unrouted(
+    session: Session, seen: Seen, ground: Ground, service: Service, others: list[Service]
+) -> tuple[str, ...]:
+    """The gateway sends it nothing new, and what it works on is done."""
+    offering = _offering(session, seen, ground.draft)
+    if not seen.fleet:
+        return ()
+    routed = offering.route(others, f"{service.name} gets no new requests", ())
+    return (steps.drain(ground, service, routed),)
+
+
+def with_services(session: Session, found: Mapping[str, FoundHost], plan: Plan) -> Plan:
+    """`up`'s plan with what brings the stored services and their gateway back."""
+    seen = look(session, found=found)
+    if not seen.services:
+        return plan
+    draft = Draft(list(plan.steps), list(plan.notes))
+    awaited: list[str] = []
+    for name, group in seen.groups.items():
+        ground = Ground(
+            draft=draft,
+            wanted=session.wanted,
+            supervisor=session.supervisor,
+            head=group.head,
+        )
+        hosts = {member.name for member in group.members}
+        before = tuple(step.key for step in plan if step.host in hosts)
+        for service in group.services:
+            state = group.engines.get(service.name)
+            if before or state is None or state.state != "running":
+                cause = "its spec is stored here" if before else state.words if state else name
+                awaited.append(steps.await_answer(ground, service, cause, before, fresh=False))
+    _offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
+    return draft.finished()
+
+
+def _ground(session: Session, seen: Seen, group: str) -> tuple[Ground, FoundServices]:
+    if group not in seen.problems:
+        groups = ", ".join(seen.problems)
+        raise UsageError(f"there is no group {group}", hint=f"there are: {groups}")
+    if group not in seen.groups:
+        raise PreflightRefused(seen.problems[group])
+    found = seen.groups[group]
+    ground = Ground(
+        draft=Draft(), wanted=session.wanted, supervisor=session.supervisor, head=found.head
+    )
+    return ground, found
+
+
+def _placed(session: Session, asked: ServiceWanted, found: FoundServices) -> ServiceWanted:
+    """Engines listen on loopback where the gateway is beside them, else on the fleet's address."""
+    elsewhere = {*session.settings.gateway_hosts} - {session.lead.name, session.lead.address}
+    beside = found.head.name == session.lead.name and not elsewhere
+    return replace(asked, host="127.0.0.1" if beside else found.head.place.ip)
+
+
+def _address(session: Session, seen: Seen) -> str:
+    places = (
+        one.head.place.ip for one in seen.groups.values() if one.head.name == session.lead.name
+    )
+    return next(places)
+
+
+def _offering(session: Session, seen: Seen, draft: Draft) -> Offering:
+    head = next(
+        group.head for group in seen.groups.values() if group.head.name == session.lead.name
+    )
+    ground = Ground(draft=draft, wanted=session.wanted, supervisor=session.supervisor, head=head)
+    return Offering(
+        ground=ground,
+        gateway=seen.keys.gateway,
+        package=session.package[0],
+        fleet=seen.fleet,
+    )
+
+
+def undo(session: Session, decided: ServicePlan, what: str, on_event: OnEvent, stop: Stop) -> bool:
+    """Whether the way back was gone to its end."""
+    return not cluster.apply(session, decided.undo, f"{what}: undone", on_event, stop).failed

@@ -1,0 +1,45 @@
+"""`generate`: a prompt asked through the gateway on the head, the answer as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllmdeploy.errors import CommandFailed, last_line
+from vllmdeploy.plan.service_gateway import GatewayWanted, gateway_name, key_file
+from vllmdeploy.plan.service_wanted import inside
+from vllmdeploy.tools import vllm_ask
+from vllmdeploy.workflows import cluster
+from vllmdeploy.workflows.session import Session
+
+_LONGEST_S = 900
+
+
+def generate(session: Session, body: str, on_text: Callable[[str], None]) -> None:
+    head, settings, wanted = session.lead.name, session.settings, session.wanted
+    if head in session.failures:
+        raise session.failures[head]
+    way = cluster.head_access(session)
+    gateway = GatewayWanted(listen=settings.api_host, port=settings.api_port)
+    keys = "" if settings.api_auth == "none" else key_file(wanted, way.layout)
+    url = f"{gateway.address}/generate"
+    argv = ("python3", "-c", vllm_ask.SCRIPT, url, keys, body)
+    command = way.of(inside(wanted, gateway_name(wanted), *argv)).within(_LONGEST_S)
+    said: list[str] = []
+
+    def line(text: str) -> None:
+        said.append(text)
+        piece = vllm_ask.text_of(text.rstrip("\n"))
+        if piece:
+            on_text(piece)
+
+    result = session.shells[head].run(command, on_line=line)
+    if not result.ok:
+        why = vllm_ask.refusal_of(last_line(result.output))
+        raise CommandFailed(
+            head,
+            f"POST {url}",
+            result.status,
+            why,
+            doing="asking the gateway",
+            hint="vllmdeploy status shows what is served; start-service serves a model",
+        )

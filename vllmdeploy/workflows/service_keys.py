@@ -1,0 +1,61 @@
+"""Keys of the API: the user's own files, those on the head, or new ones that are shown once."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vllmdeploy.config.settings import Settings
+from vllmdeploy.errors import SettingsError
+from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.service_gateway import GatewayWanted
+
+_KEY_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What the gateway is to be, and keys that nobody has seen yet."""
+
+    gateway: GatewayWanted
+    new_key: str = field(default="", repr=False)
+    new_admin_key: str = field(default="", repr=False)
+
+
+def gateway_wanted(settings: Settings, lead: FoundHost) -> Keys:
+    keyless = settings.api_auth == "none"
+    new_key = "" if keyless else _new("api_keys", settings.api_keys_file, lead, "sk")
+    new_admin = _new("admin_key", settings.admin_key_file, lead, "admin")
+    return Keys(
+        gateway=GatewayWanted(
+            listen=settings.api_host,
+            port=settings.api_port,
+            keyless=keyless,
+            allow=tuple(map(str, settings.api_allow)),
+            policy=settings.routing_strategy,
+            scheduling=settings.scheduling_policy,
+            default_model=settings.default_model or "",
+            batch_size=settings.default_batch_size,
+            keys=None if keyless else _content(settings.api_keys_file, new_key),
+            admin=_content(settings.admin_key_file, new_admin),
+        ),
+        new_key=new_key,
+        new_admin_key=new_admin,
+    )
+
+
+def _new(name: str, file: Path | None, lead: FoundHost, prefix: str) -> str:
+    """A new key where neither the user nor the head has one."""
+    if file is not None or f"gateway/{name}" in lead.secrets:
+        return ""
+    return f"{prefix}-{secrets.token_hex(_KEY_BYTES)}"
+
+
+def _content(file: Path | None, new: str) -> bytes | None:
+    if file is None:
+        return f"default:{new}\n".encode() if new else None
+    try:
+        return file.expanduser().read_bytes()
+    except OSError as error:
+        raise SettingsError([f"{file}: cannot be read: {error.strerror}"]) from error
