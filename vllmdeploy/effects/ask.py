@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import whole
 from vllmdeploy.effects.shell import Shell
-from vllmdeploy.errors import CommandTimedOut
-from vllmdeploy.tools.access import Access
+from vllmdeploy.errors import CommandFailed, CommandTimedOut
+from vllmdeploy.tools.access import Access, Rights, Sudo, decide, rights
 
 T = TypeVar("T")
 
@@ -19,38 +22,39 @@ T = TypeVar("T")
 # (a stopped Docker daemon, a vendor tool) is named and the other answers still come.
 _HEADER = """
 mark=$1
-if command -v timeout >/dev/null 2>&1; then bounded() { timeout -k 2 "$@"; }
+if timeout -k 2 2 true </dev/null >/dev/null 2>&1; then bounded() { timeout -k 2 "$@"; }
 else bounded() { shift; "$@"; }; fi
 errors=$(mktemp 2>/dev/null || echo "/tmp/vllmdeploy.$$")
 trap 'rm -f "$errors"' EXIT
 """
+# The number says which question was answered even if the middle of a long output was left out.
 _QUESTION = """
-printf '%s begin\\n' "$mark"
+printf '%s {number} begin\\n' "$mark"
 bounded {limit} {command} </dev/null 2>"$errors"
-printf '\\n%s errors %s\\n' "$mark" "$?"
+printf '\\n%s {number} errors %s\\n' "$mark" "$?"
 cat "$errors"
-printf '\\n%s end\\n' "$mark"
+printf '\\n%s {number} end\\n' "$mark"
 """
+_TIMED_OUT = (124, 137)
+_UNFINISHED = -1
+_SUDO = ("sudo", "-n", "--")
+_SUDO_HINT = "set SSH_PASSWORD_FILE, allow sudo -n, or set SUDO=never"
 
 
 def ask(shell: Shell, facts: Sequence[Fact[Any]], access: Access | None = None) -> list[Any]:
-    """The facts' parsed answers, in order. Needs no more than one exec on the host."""
+    """The facts' parsed answers, in order: one exec on the host, and one more for those that go
+    through sudo, which then happens once and may read a password."""
     commands = [access.of(fact.command) if access else fact.command for fact in facts]
-    mark = f"@@{secrets.token_hex(8)}@@"
-    text = _HEADER + "".join(
-        _QUESTION.format(limit=f"{command.limit_s:g}", command=shlex.join(command.argv))
-        for command in commands
-    )
-    # They run one after another; a host on which all of them hang is given up earlier than that.
-    limit_s = 15 + max((command.limit_s for command in commands), default=0) * 2
-    command = Command(("sh", "-c", text, "sh", mark), limit_s=limit_s)
-    results = split(shell.run(command), mark, len(facts))
-    if not results:
-        raise CommandTimedOut(shell.host, "asking for its state", limit_s, "", doing="looking")
-    answers = [fact.parse(result) for fact, result in zip(facts, results, strict=False)]
-    unanswered = Result(124, timed_out=True)
-    answers.extend(fact.parse(unanswered) for fact in facts[len(results) :])
-    return answers
+    answers: dict[int, Result] = {}
+    for elevated in (False, True):
+        chosen = {
+            number: command
+            for number, command in enumerate(commands)
+            if (command.argv[: len(_SUDO)] == _SUDO) is elevated
+        }
+        if chosen:
+            answers.update(_asked(shell, chosen, elevated=elevated))
+    return [fact.parse(answers[number]) for number, fact in enumerate(facts)]
 
 
 def ask_one(shell: Shell, fact: Fact[T], access: Access | None = None) -> T:
@@ -58,15 +62,66 @@ def ask_one(shell: Shell, fact: Fact[T], access: Access | None = None) -> T:
     return answer
 
 
-def split(result: Result, mark: str, expected: int) -> list[Result]:
-    """The single results out of the joint output; fewer than expected when it was cut short."""
-    found: list[Result] = []
-    for part in result.stdout.split(f"{mark} begin\n")[1 : expected + 1]:
-        stdout, separator, rest = part.partition(f"\n{mark} errors ")
-        if not separator:
-            break
-        status, _, errors = rest.partition("\n")
-        stderr = errors.partition(f"\n{mark} end")[0]
-        number = int(status)
-        found.append(Result(number, stdout, stderr, timed_out=number in (124, 137)))
-    return found
+def ask_access(shell: Shell, cluster: str, sudo: Sudo) -> Access:
+    return decided(shell, cluster, sudo, ask_one(shell, rights(cluster, sudo)))
+
+
+def decided(shell: Shell, cluster: str, sudo: Sudo, found: Rights) -> Access:
+    """What our user may do on this host. sudo with a password can only be tried by itself."""
+    if found.uid is None:
+        raise CommandTimedOut(
+            shell.host, "id -u", 20, "the host did not say who we are", doing="looking"
+        )
+    if found.uid != 0 and sudo != "never" and not found.sudo:
+        tried = shell.run(Command(("true",)).elevated().within(20))
+        found = replace(found, sudo=tried.ok)
+    return decide(cluster, sudo, found)
+
+
+def _asked(shell: Shell, commands: dict[int, Command], *, elevated: bool) -> dict[int, Result]:
+    mark = f"@@{secrets.token_hex(8)}@@"
+    text = _HEADER + "".join(
+        _QUESTION.format(
+            number=number,
+            limit=math.ceil(command.limit_s),
+            command=shlex.join(command.argv[len(_SUDO) if elevated else 0 :]),
+        )
+        for number, command in commands.items()
+    )
+    # They run one after another; a host on which all of them hang is given up earlier than that.
+    limit_s = 15 + max(command.limit_s for command in commands.values()) * 2
+    joint = Command(("sh", "-c", text, "sh", mark), limit_s=limit_s)
+    result = shell.run(joint.elevated() if elevated else joint)
+    found = split(result, mark)
+    if not found:
+        raise _unanswered(shell.host, result, limit_s, elevated=elevated)
+    return {number: found.get(number, Result(124, timed_out=True)) for number in commands}
+
+
+def _unanswered(host: str, result: Result, limit_s: float, *, elevated: bool) -> CommandFailed:
+    asked = "sudo sh" if elevated else "sh"
+    if result.timed_out or result.ok:
+        return CommandTimedOut(host, asked, limit_s, result.output, doing="looking")
+    hint = _SUDO_HINT if elevated else ""
+    return CommandFailed(host, asked, result.status, result.output, doing="looking", hint=hint)
+
+
+def split(result: Result, mark: str) -> dict[int, Result]:
+    """The single results out of the joint output, by number; the cut-off one is left out."""
+    found: dict[int, Result] = {}
+    for part in result.stdout.split(f"{mark} ")[1:]:
+        head, line_end, said = part.partition("\n")
+        number_text, _, rest = head.partition(" ")
+        number, (word, *values) = whole(number_text), rest.split() or [""]
+        if number is None or not line_end:
+            continue
+        said = said.removesuffix("\n")
+        if word == "begin":
+            found[number] = Result(_UNFINISHED, said)
+        elif word == "errors" and number in found:
+            status = whole(values[0]) if values else None
+            if status is not None:
+                found[number] = Result(
+                    status, found[number].stdout, said, timed_out=status in _TIMED_OUT
+                )
+    return {number: one for number, one in found.items() if one.status != _UNFINISHED}

@@ -10,7 +10,7 @@ from vllmdeploy.accelerators import registry
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.host import Host
-from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.ask import ask, ask_one, decided
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import VllmdeployError
@@ -29,6 +29,7 @@ class Looking:
     wanted: Wanted
     supervisor: Supervisor
     sudo: access.Sudo = "auto"
+    ssh_port: int = 22
     for_plan: bool = True
     cards: bool = True
 
@@ -40,14 +41,14 @@ def observe(
     answers = each(hosts, lambda host: _look(host, shells[host.name], looking))
     found = dict(zip((host.name for host in hosts), answers, strict=True))
     if looking.for_plan:
-        found.update(_reached(found, shells))
+        found.update(_reached(found, shells, looking.ssh_port))
     return found
 
 
 def _look(host: Host, shell: Shell, looking: Looking) -> FoundHost:
     wanted = looking.wanted
     rights, presence = ask(shell, (access.rights(wanted.cluster, looking.sudo), registry.PRESENCE))
-    way = access.decide(wanted.cluster, looking.sudo, rights)
+    way = decided(shell, wanted.cluster, looking.sudo, rights)
     group = wanted.groups[host.group]
     choice = registry.choose(presence, wanted=host.accelerator or group.accelerator)
     start = FoundHost(
@@ -95,7 +96,12 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     said = questions.asked(shell, found.access)
     supervised = cast("tuple[FoundNode, ...]", said.pop("supervised", ()))
     ours = tuple(node for node in supervised if node.cluster in ("", wanted.cluster))
-    return replace(found, **said, supervised=ours)
+    listed: docker.Containers = said.pop("containers", docker.Containers())
+    looked = replace(found, **said, supervised=ours, containers=listed.found)
+    if listed.problem and not looked.engine.problem:
+        # A container that is not seen might be made twice, so this counts as no engine.
+        return replace(looked, engine=replace(looked.engine, problem=listed.problem))
+    return looked
 
 
 def _second_look(
@@ -135,12 +141,12 @@ def _has_contents(found: FoundHost, looking: Looking) -> bool:
 def _contents(found: FoundHost, wanted: Wanted) -> Fact[docker.ImageContents]:
     if wanted.runtime != "docker" or found.image is None:
         return docker.interpreter(wanted.python)
-    kept = f"{found.access.layout.probes}/{found.image.short}"
+    kept = f"{found.access.probes}/{found.image.short}"
     return docker.probe(found.image.id, wanted.docker_arguments, kept)
 
 
 def _reached(
-    found: Mapping[str, FoundHost | VllmdeployError], shells: Mapping[str, Shell]
+    found: Mapping[str, FoundHost | VllmdeployError], shells: Mapping[str, Shell], ssh_port: int
 ) -> dict[str, FoundHost | VllmdeployError]:
     """Every host of a group tries every other, on every address that they might use."""
     there = [host for host in found.values() if isinstance(host, FoundHost)]
@@ -152,8 +158,9 @@ def _reached(
     def try_others(host: FoundHost) -> FoundHost:
         others = [other for other in groups[host.host.group] if other is not host]
         tried: dict[str, str] = {}
-        for port in sorted({other.host.port or 22 for other in others}):
-            ips = [ip for other in others if (other.host.port or 22) == port for ip in _ips(other)]
+        ports = {other.host.name: other.host.port or ssh_port for other in others}
+        for port in sorted(set(ports.values())):
+            ips = [ip for one in others if ports[one.host.name] == port for ip in _ips(one)]
             answers = ask_one(shells[host.host.name], network.reach(ips, port))
             tried.update(answers)
         return replace(host, reach=tried)

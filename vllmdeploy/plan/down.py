@@ -60,7 +60,7 @@ def _taking_down(
         for verb, command in zip(verbs, supervisor.remove(node, layout), strict=False):
             last = (add(verb, node.name, command, *last),)
         keys += last
-    leftovers = (layout.runs, layout.packages, layout.probes)
+    leftovers = (layout.runs, layout.packages, found.access.probes)
     if forget:
         keys.append(add("forget", "specs, secrets and logs", _forget(layout.root), *keys))
     elif found.ours(wanted.cluster) or found.packages:

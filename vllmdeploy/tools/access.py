@@ -8,6 +8,7 @@ from typing import Literal
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT, USER_STATE_FOLDER, Layout
+from vllmdeploy.core.reading import whole
 
 Sudo = Literal["never", "auto", "always"]
 
@@ -16,7 +17,7 @@ Sudo = Literal["never", "auto", "always"]
 class Rights:
     """What the host said about our user."""
 
-    uid: int
+    uid: int | None
     user: str
     home: str
     docker_socket: bool
@@ -28,7 +29,7 @@ class Rights:
 _QUESTION = """
 printf 'uid=%s\\n' "$(id -u)"
 printf 'user=%s\\n' "$(id -un)"
-printf 'home=%s\\n' "$HOME"
+printf 'home=%s\\n' "${HOME:-$(getent passwd "$(id -u)" | cut -d : -f 6)}"
 for s in "${DOCKER_HOST#unix://}" /var/run/docker.sock /run/docker.sock; do
   [ -n "$s" ] && [ -w "$s" ] && printf 'docker=yes\\n' && break
 done
@@ -46,7 +47,7 @@ exit 0
 def _parse_rights(result: Result) -> Rights:
     said = dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
     return Rights(
-        uid=int(said.get("uid", "-1")),
+        uid=whole(said.get("uid", "")),
         user=said.get("user", ""),
         home=said.get("home", ""),
         docker_socket=said.get("docker") == "yes",
@@ -73,6 +74,15 @@ class Access:
     uid: int
     sudo_docker: bool
     sudo_files: bool
+    home: str = ""
+
+    @property
+    def probes(self) -> str:
+        """Answers of images, in a folder that whoever uses Docker here may write."""
+        if self.sudo_files and not self.sudo_docker:
+            cluster = self.layout.root.rpartition("/")[2]
+            return Layout(f"{self.home}/{USER_STATE_FOLDER}/{cluster}").probes
+        return self.layout.probes
 
     def of(self, command: Command) -> Command:
         """The command as this host needs it; Docker and files may differ in the rights needed."""
@@ -98,7 +108,8 @@ def decide(cluster: str, sudo: Sudo, rights: Rights) -> Access:
     return Access(
         layout=Layout(f"{root}/{cluster}"),
         user=rights.user,
-        uid=rights.uid,
+        uid=-1 if rights.uid is None else rights.uid,
         sudo_docker=may_sudo and (sudo == "always" or not rights.docker_socket),
         sudo_files=wants_sudo_files,
+        home=rights.home,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import count, fields, json_line, json_object, strings
 from vllmdeploy.core.spec import ContainerSpec, Mount
 from vllmdeploy.errors import last_line
 
@@ -107,7 +108,12 @@ class Engine:
     problem: str = ""
 
 
-ENGINE_FORMAT = "{{json .Server.Version}} {{json .Server.Arch}}"
+# The components' names tell a Docker client that talks to podman's socket.
+ENGINE_FORMAT = (
+    '{"version":{{json .Server.Version}},"arch":{{json .Server.Arch}},'
+    '"parts":{{json .Server.Components}}}'
+)
+_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?!\d)", re.ASCII)
 
 
 def _parse_engine(result: Result) -> Engine:
@@ -115,14 +121,14 @@ def _parse_engine(result: Result) -> Engine:
     problem = _engine_problem(result, said)
     if problem:
         return Engine(problem=problem)
-    try:
-        version, arch = (json.loads(word) for word in result.stdout.split()[:2])
-        numbers = tuple(int(part) for part in str(version).split(".")[:2])
-    except (ValueError, TypeError):
+    shown = json_line(result.stdout) or {}
+    version, arch = str(shown.get("version", "")), str(shown.get("arch", ""))
+    numbers = _VERSION.match(version)
+    if numbers is None:
         return Engine(problem=f"Docker's version is not readable: {last_line(said)}")
-    if numbers < OLDEST_ENGINE:
+    if (int(numbers[1]), int(numbers[2])) < OLDEST_ENGINE:
         return Engine(version=version, arch=arch, problem=f"Docker {version} is older than 20.10")
-    return Engine(version=str(version), arch=str(arch))
+    return Engine(version=version, arch=arch)
 
 
 _ENGINE_PROBLEMS = (
@@ -133,7 +139,6 @@ _ENGINE_PROBLEMS = (
         " (sudo usermod -aG docker USER), or set SUDO=auto with sudo rights",
     ),
     ("cannot connect to the docker", "the Docker daemon is not running (systemctl start docker)"),
-    ("a password is required", "sudo asks for a password: set SSH_PASSWORD_FILE or allow sudo -n"),
 )
 
 
@@ -182,29 +187,41 @@ _CONTAINER_FORMAT = (
 )
 
 
-def _parse_containers(result: Result) -> tuple[Container, ...]:
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """All containers of a host; with a `problem` there may be more than these."""
+
+    found: tuple[Container, ...] = ()
+    problem: str = ""
+
+
+def _parse_containers(result: Result) -> Containers:
     # A container that goes between `ps` and `inspect` makes inspect fail for it alone.
-    found: list[Container] = []
-    for line in result.stdout.splitlines():
-        if line.startswith("{"):
-            found.append(_container(cast("dict[str, Any]", json.loads(line))))
-    return tuple(found)
+    lines = [line for line in result.stdout.split("\n") if line.startswith("{")]
+    shown = [json_object(line) for line in lines]
+    found = tuple(_container(one) for one in shown if one is not None)
+    if result.timed_out:
+        return Containers(found, "`docker inspect` hangs: a container on it is stuck")
+    if None in shown:
+        return Containers(found, f"its list of containers is not readable: {lines[-1][:200]}")
+    gone = not result.ok and "no such container" not in result.stderr.lower()
+    return Containers(found, f"docker ps: {last_line(result.output)}" if gone else "")
 
 
-def _container(shown: dict[str, Any]) -> Container:
-    state = cast("dict[str, Any]", shown["state"])
+def _container(shown: Mapping[str, Any]) -> Container:
+    state = fields(shown.get("state"))
     return Container(
-        id=str(shown["id"]),
-        name=str(shown["name"]).lstrip("/"),
-        image=str(shown["image"]),
-        image_id=str(shown["image_id"]),
+        id=str(shown.get("id", "")),
+        name=str(shown.get("name", "")).lstrip("/"),
+        image=str(shown.get("image", "")),
+        image_id=str(shown.get("image_id", "")),
         state=str(state.get("Status", "")),
-        exit_code=int(state.get("ExitCode", 0)),
+        exit_code=count(state.get("ExitCode")),
         started_at=str(state.get("StartedAt", "")),
-        pid=int(state.get("Pid", 0)),
-        restarts=int(shown["restarts"] or 0),
-        oom_killed=bool(state.get("OOMKilled", False)),
-        labels=cast("dict[str, str]", shown["labels"] or {}),
+        pid=count(state.get("Pid")),
+        restarts=count(shown.get("restarts")),
+        oom_killed=state.get("OOMKilled") is True,
+        labels=strings(shown.get("labels")),
     )
 
 
@@ -213,7 +230,7 @@ CONTAINERS = Fact(
     command=Command(
         (
             *("sh", "-c"),
-            'ids=$(docker ps --all --quiet --no-trunc) && [ -n "$ids" ] || exit 0;'
+            'ids=$(docker ps --all --quiet --no-trunc) || exit; [ -n "$ids" ] || exit 0;'
             ' exec docker container inspect --format "$1" $ids',
             *("sh", _CONTAINER_FORMAT),
         ),
@@ -248,21 +265,25 @@ _IMAGE_FORMAT = (
 
 
 def _parse_image(result: Result) -> Image | None:
-    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), None)
-    if line is None:
+    shown = json_line(result.stdout)
+    if shown is None:
         return None
-    shown = cast("dict[str, Any]", json.loads(line))
-    environment = cast("list[str]", shown["environment"] or [])
+    environment = _texts(shown.get("environment"))
     return Image(
-        id=str(shown["id"]),
-        arch=str(shown["arch"]),
-        user=str(shown["user"] or ""),
-        layers=tuple(shown["layers"] or ()),
+        id=str(shown.get("id", "")),
+        arch=str(shown.get("arch") or ""),
+        user=str(shown.get("user") or ""),
+        layers=_texts(shown.get("layers")),
         python_path=next(
             (one.partition("=")[2] for one in environment if one.startswith("PYTHONPATH=")), ""
         ),
-        labels=cast("dict[str, str]", shown["labels"] or {}),
+        labels=strings(shown.get("labels")),
     )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    found = cast("list[object]", value) if isinstance(value, list) else []
+    return tuple(text for text in found if isinstance(text, str))
 
 
 def image(reference: str) -> Fact[Image | None]:
@@ -302,6 +323,18 @@ _PROBE_PYTHON = (
 )
 
 
+# An answer that cannot be kept is an answer all the same.
+_PROBE = """
+if [ -s "$1" ]; then exec cat "$1"; fi
+kept=$1; shift
+answer=$(docker run --rm --network none "$@") || exit
+printf '%s\\n' "$answer"
+case $answer in *'{"python"'*) ;; *) exit 0 ;; esac
+{ mkdir -p "${kept%/*}" && printf '%s\\n' "$answer" > "$kept.$$" && mv "$kept.$$" "$kept"
+} 2>/dev/null || exit 0
+"""
+
+
 def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[ImageContents]:
     """Ask the image once; the answer is kept on the host under the image's id."""
     return Fact(
@@ -309,12 +342,7 @@ def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[Image
         command=Command(
             (
                 *("sh", "-c"),
-                'if [ -s "$1" ]; then exec cat "$1"; fi\n'
-                'kept=$1; mkdir -p "${kept%/*}" && shift\n'
-                'if answer=$(docker run --rm --network none "$@"); then\n'
-                '  printf "%s\\n" "$answer" > "$kept.$$" && mv "$kept.$$" "$kept"\n'
-                '  printf "%s\\n" "$answer"\n'
-                "else exit $?; fi",
+                _PROBE,
                 *("sh", kept_at, *arguments, "--entrypoint", "python3", image_id),
                 *("-c", _PROBE_PYTHON),
             ),
@@ -326,24 +354,22 @@ def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[Image
 
 
 def _parse_contents(result: Result) -> ImageContents:
-    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), None)
-    if line is None:
+    shown = json_line(result.stdout)
+    if shown is None:
         if "python3" in result.stderr and (
             "not found" in result.stderr or "no such" in result.stderr
         ):
             return ImageContents(problem="it has no python3: not a vLLM image")
         return ImageContents(problem=f"it does not answer: {last_line(result.output)}")
-    try:
-        shown = cast("dict[str, Any]", json.loads(line))
-        return ImageContents(
-            python=str(shown["python"]),
-            ray=str(shown["ray"]),
-            vllm=str(shown["vllm"]),
-            uid=int(shown["uid"]),
-            gid=int(shown["gid"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return ImageContents(problem=f"its answer is not readable: {line[:200]}")
+    if not {"python", "ray", "vllm", "uid", "gid"} <= shown.keys():
+        return ImageContents(problem=f"its answer is not readable: {last_line(result.stdout)}")
+    return ImageContents(
+        python=str(shown["python"]),
+        ray=str(shown["ray"]),
+        vllm=str(shown["vllm"]),
+        uid=count(shown["uid"]),
+        gid=count(shown["gid"]),
+    )
 
 
 def interpreter(python: str) -> Fact[ImageContents]:
@@ -356,9 +382,22 @@ def interpreter(python: str) -> Fact[ImageContents]:
 
 
 def pullable(reference: str) -> Fact[str]:
-    """Why the registry would not give the image; empty where it would. Downloads nothing."""
+    """Why the registry would not give the image; empty where it may. Downloads nothing.
+
+    Only its own no counts. The question goes straight to the registry, while a pull may go through
+    the engine's mirrors: where the registry is out of reach, the pull has to show it.
+    """
     return Fact(
         name="registry",
         command=Command(("docker", "manifest", "inspect", reference), limit_s=25, root=True),
-        parse=lambda result: "" if result.ok else last_line(result.stderr),
+        parse=_parse_pullable,
     )
+
+
+_REGISTRY_SAYS_NO = ("no such manifest", "manifest unknown", "denied", "unauthorized", "not found")
+
+
+def _parse_pullable(result: Result) -> str:
+    said = last_line(result.stderr)
+    refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
+    return said if refused and not result.ok and result.status not in (126, 127) else ""

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import whole
 
 # Interfaces that belong to containers and virtual machines, never to the fleet.
-_NOT_OURS = (
-    "lo",
-    "docker",
-    "br-",
-    "veth",
-    "virbr",
-    "cni",
-    "flannel",
-    "cali",
-    "tunl",
-    "kube",
-    "lxc",
+# Docker's own bridges end in hex digits; a `br-lan` is somebody's real one.
+_NOT_OURS = re.compile(
+    r"lo(:.*)?|br-[0-9a-f]{12}|(docker|podman|nerdctl|veth|virbr|vnet|vboxnet|vmnet|cni|flannel|cali|"
+    r"cilium|weave|tunl|kube|lxc|lxd|incusbr).*"
 )
+# What kernels say of a link without a speed: -1, as it looks in 16 and in 32 bits.
+_NO_SPEED = (65535, 4294967295)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +36,9 @@ class Interface:
 
     @property
     def for_fleet(self) -> bool:
-        return not self.name.startswith(_NOT_OURS)
+        """Link-local addresses are the same on every host, as a BMC's USB network has them."""
+        own = ipaddress.IPv4Address(self.ip)
+        return _NOT_OURS.fullmatch(self.name) is None and not own.is_link_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +48,7 @@ class Links:
     interfaces: tuple[Interface, ...] = ()
     default_interface: str = ""
     rdma: tuple[str, ...] = ()
+    problem: str = ""
 
     def with_ip(self, ip: str) -> Interface | None:
         return next((found for found in self.interfaces if found.ip == ip), None)
@@ -59,6 +58,7 @@ class Links:
 
 
 _LINKS = """
+command -v ip >/dev/null 2>&1 || echo 'problem there is no `ip` on it: install iproute2'
 ip -o -4 addr show up 2>/dev/null
 ip -o -4 route show default 2>/dev/null | head -n 1
 for path in /sys/class/net/*; do
@@ -75,28 +75,51 @@ exit 0
 
 def _parse_links(result: Result) -> Links:
     speeds: dict[str, int] = {}
-    addresses: list[tuple[str, str, int]] = []
+    addresses: list[tuple[str, ipaddress.IPv4Interface]] = []
     rdma: list[str] = []
-    default = ""
+    default = problem = ""
     for line in result.stdout.splitlines():
         fields = line.split()
-        if fields[:1] == ["speed"] and len(fields) == 3 and fields[2].isdigit():
-            speeds[fields[1]] = int(fields[2])
+        if fields[:1] == ["speed"] and len(fields) == 3:
+            speeds[fields[1]] = whole(fields[2]) or 0
+        elif fields[:1] == ["problem"]:
+            problem = line.partition(" ")[2]
         elif fields[:1] == ["rdma"] and "ACTIVE" in line and fields[1] not in rdma:
             rdma.append(fields[1])
         elif fields[:1] == ["default"] and "dev" in fields[:-1]:
-            default = fields[fields.index("dev") + 1]
+            default = _name(fields[fields.index("dev") + 1])
         elif len(fields) > 3 and fields[2] == "inet":
-            ip, _, prefix = fields[3].partition("/")
-            addresses.append((fields[1].rstrip(":"), ip, int(prefix or 32)))
+            addresses += [(_name(fields[1]), one) for one in _addresses(fields[3])]
     return Links(
         interfaces=tuple(
-            Interface(name=name, ip=ip, prefix=prefix, speed_mbit=speeds.get(name) or None)
-            for name, ip, prefix in addresses
+            Interface(
+                name=name,
+                ip=str(one.ip),
+                prefix=one.network.prefixlen,
+                speed_mbit=_speed(speeds.get(name, 0)),
+            )
+            for name, one in addresses
         ),
         default_interface=default,
         rdma=tuple(rdma),
+        problem=problem,
     )
+
+
+def _name(shown: str) -> str:
+    """`eth0.5@eth0:` is eth0.5: what follows names the interface below it."""
+    return shown.rstrip(":").partition("@")[0]
+
+
+def _addresses(shown: str) -> tuple[ipaddress.IPv4Interface, ...]:
+    try:
+        return (ipaddress.IPv4Interface(shown),)
+    except ValueError:
+        return ()
+
+
+def _speed(mbit: int) -> int | None:
+    return mbit if mbit > 0 and mbit not in _NO_SPEED else None
 
 
 LINKS = Fact(name="network", command=script(_LINKS).within(20), parse=_parse_links)
@@ -104,9 +127,11 @@ LINKS = Fact(name="network", command=script(_LINKS).within(20), parse=_parse_lin
 # A refused connection proves the path both ways as well as an accepted one does: the other
 # side's reset came back. Only silence and "no route" mean that a path is not there.
 _REACH = """
+export LC_ALL=C
 try_bash() { timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>&1; }
 try_python() {
-  timeout 4 "$python" -c 'import socket,sys
+  [ -n "$python" ] || return 127
+  "$python" -c 'import socket,sys
 try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)
 except ConnectionRefusedError: sys.exit(0)
 except OSError as error: sys.exit(str(error))' "$1" "$2" 2>&1
@@ -115,14 +140,17 @@ python=$(command -v python3)
 port=$1; shift
 for ip do
   (
-    if command -v bash >/dev/null 2>&1; then said=$(try_bash "$ip" "$port")
-    elif [ -n "$python" ]; then said=$(try_python "$ip" "$port")
-    else echo "$ip unknown"; exit 0; fi
-    status=$?
+    status=127
+    if command -v bash >/dev/null 2>&1; then said=$(try_bash "$ip" "$port"); status=$?; fi
     case $status:$said in
+      # No `timeout`, no bash, or a bash that was built without /dev/tcp.
+      127:*|*'No such file'*) said=$(try_python "$ip" "$port"); status=$? ;;
+    esac
+    case $status:$said in
+      127:*) echo "$ip unknown" ;;
       0:*|*refused*) echo "$ip yes" ;;
       124:*) echo "$ip no timed out" ;;
-      *) echo "$ip no $(printf '%s' "$said" | tail -n 1)" ;;
+      *) said=$(printf '%s' "$said" | tail -n 1); echo "$ip no ${said##*: }" ;;
     esac
   ) &
 done

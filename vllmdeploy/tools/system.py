@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vllmdeploy.core.command import Result, script
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import whole
 
 # What `uname -m` says, as Docker names it.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
@@ -57,21 +58,17 @@ exit 0
 """
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
-
-
 def _parse_system(result: Result) -> System:
     said = dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
-    free = _number(said.get("state_free_kib", ""))
+    free = whole(said.get("state_free_kib", ""))
     return System(
         hostname=said.get("hostname", ""),
         own_address=said.get("own_address", ""),
         machine=said.get("machine", ""),
         kernel=said.get("kernel", ""),
-        cpus=_number(said.get("cpus", "")) or 0,
-        memory_mib=(_number(said.get("memory_kib", "")) or 0) // 1024,
-        clock=_number(said.get("clock", "")) or 0,
+        cpus=whole(said.get("cpus", "")) or 0,
+        memory_mib=(whole(said.get("memory_kib", "")) or 0) // 1024,
+        clock=whole(said.get("clock", "")) or 0,
         boot_id=said.get("boot_id", ""),
         selinux=said.get("selinux", ""),
         state_free_mib=None if free is None else free // 1024,
@@ -113,21 +110,23 @@ def _parse_listeners(result: Result) -> tuple[Listener, ...]:
             continue
         address, _, port = fields[3].rpartition(":")
         user = _SS_USER.search(line)
-        if port.isdigit():
+        number = whole(port)
+        if number is not None:
             found.append(
                 Listener(
-                    port=int(port),
+                    port=number,
                     address=address,
-                    pid=int(user["pid"]) if user else None,
+                    pid=whole(user["pid"]) if user else None,
                     program=user["program"] if user else "",
                 )
             )
     return tuple(found)
 
 
-# Without `ss`, /proc still knows the ports (state 0A), not who holds them.
+# Without `ss`, /proc still knows the ports (state 0A), not who holds them. Its heading is left in:
+# iproute2 before 4.5 has no flag against it.
 _LISTENERS = """
-if command -v ss >/dev/null 2>&1; then exec ss -H -l -t -n -p; fi
+if command -v ss >/dev/null 2>&1; then exec ss -l -t -n -p; fi
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
 awk '$4 == "0A" {split($2, part, ":"); print part[length(part)]}' |
 while read -r hex; do printf 'LISTEN 0 0 *:%d *:*\\n' "0x$hex"; done
@@ -147,7 +146,9 @@ class Firewall:
     name: str = ""
 
 
+_FIREWALLS = ("firewalld", "ufw")
 _FIREWALL = """
+export LC_ALL=C
 if command -v firewall-cmd >/dev/null 2>&1 && [ "$(firewall-cmd --state 2>/dev/null)" = running ]
 then echo firewalld
 elif command -v ufw >/dev/null 2>&1 && ufw status 2>/dev/null | grep -q '^Status: active'
@@ -159,5 +160,5 @@ exit 0
 FIREWALL = Fact(
     name="firewall",
     command=script(_FIREWALL, root=True).within(20),
-    parse=lambda result: Firewall(result.stdout.strip()),
+    parse=lambda result: Firewall(next((n for n in _FIREWALLS if n in result.stdout.split()), "")),
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 from vllmdeploy.core.command import Result, script
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import count, fields, json_object, number, whole
 from vllmdeploy.errors import last_line
 
 
@@ -37,7 +36,7 @@ exit 0
 def _parse_statuses(result: Result) -> dict[str, Warden]:
     _, _, said = result.stdout.partition("@@now@@")
     clock, _, rest = said.partition("\n")
-    now = float(clock) if clock.isdigit() else 0.0
+    now = float(whole(clock) or 0)
     found: dict[str, Warden] = {}
     for part in rest.split("@@node@@")[1:]:
         name, _, document = part.partition("\n")
@@ -46,18 +45,15 @@ def _parse_statuses(result: Result) -> dict[str, Warden]:
 
 
 def _warden(document: str, now: float) -> Warden:
-    try:
-        shown = cast("dict[str, Any]", json.loads(document))
-        ray = cast("dict[str, Any]", shown["ray"])
-        since = float(ray.get("since") or now)
-        return Warden(
-            state=str(ray.get("state", "")),
-            reason=str(ray.get("reason") or ""),
-            since_s=max(0.0, now - since),
-            restarts=int(ray.get("restarts") or 0),
-        )
-    except (ValueError, KeyError, TypeError):
+    ray = fields((json_object(document) or {}).get("ray"))
+    if not ray:
         return Warden(state="unreadable", reason="its status file is not readable")
+    return Warden(
+        state=str(ray.get("state", "")),
+        reason=str(ray.get("reason") or ""),
+        since_s=max(0.0, now - (number(ray.get("since")) or now)),
+        restarts=count(ray.get("restarts")),
+    )
 
 
 def statuses(runs: str) -> Fact[Mapping[str, Warden]]:
@@ -71,10 +67,8 @@ def statuses(runs: str) -> Fact[Mapping[str, Warden]]:
 
 def ray_missing(result: Result) -> str | None:
     """What a node's own warden still waits for; None when its Ray runs."""
-    try:
-        shown = cast("dict[str, Any]", json.loads(result.stdout))
-        child = cast("dict[str, Any]", shown["ray"])
-    except (ValueError, KeyError, TypeError):
+    child = fields((json_object(result.stdout) or {}).get("ray"))
+    if not child:
         return last_line(result.output)
     if child.get("state") == "running":
         return None

@@ -12,7 +12,7 @@ from vllmdeploy.config.settings import Loaded, Settings
 from vllmdeploy.core.command import check
 from vllmdeploy.core.host import DEFAULT_GROUP, Fleet, Host
 from vllmdeploy.core.plan import Plan
-from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.connect import is_this_machine
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.group import decide_group
@@ -77,8 +77,7 @@ def fetch_token(settings: Settings, head_ip: str, *, ask: Callable[[str], str] |
     try:
         cluster = settings.cluster_name
         sudo = cast("access.Sudo", settings.sudo)
-        rights = ask_one(shell, access.rights(cluster, sudo))
-        way = access.decide(cluster, sudo, rights)
+        way = ask_access(shell, cluster, sudo)
         command = way.of(files.read(way.layout.ray_token))
         hint = "run `vllmdeploy head` there first, or give --token-file"
         result = check(head_ip, command, shell.run(command), doing="fetching the token", hint=hint)

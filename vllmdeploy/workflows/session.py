@@ -78,6 +78,7 @@ class Session:
             wanted=self.wanted,
             supervisor=self.supervisor,
             sudo=self.sudo,
+            ssh_port=self.settings.ssh_port or 22,
             for_plan=for_plan,
             cards=cards,
         )

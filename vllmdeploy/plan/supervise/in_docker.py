@@ -32,7 +32,7 @@ class InDocker:
         return Fact(
             name="containers",
             command=docker.CONTAINERS.command,
-            parse=lambda result: tuple(map(found_node, docker.CONTAINERS.parse(result))),
+            parse=lambda result: tuple(map(found_node, docker.CONTAINERS.parse(result).found)),
         )
 
     def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made:
