@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,11 +23,16 @@ class TaskGroup:
         self._first_error: BaseException | None = None
         self._owner: asyncio.Task[Any] | None = None
         self._waiting = False
+        self._ending = False
+        self._owner_cancelled = False
 
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        if self._ending:
+            # Begun by a task that is itself being cancelled; nobody would cancel this one.
+            task.cancel()
         return task
 
     async def __aenter__(self) -> TaskGroup:
@@ -42,11 +48,17 @@ class TaskGroup:
         if error is not None:
             self._cancel_all()
         cancelled_outside = await self._all_ended()
+        self._take_back_cancel()
         failure = self._first_error
         if failure is not None and (error is None or isinstance(error, asyncio.CancelledError)):
             raise failure
         if cancelled_outside is not None and error is None:
             raise cancelled_outside
+
+    def _take_back_cancel(self) -> None:
+        """From 3.11 on a task counts its cancellations; an outer timeout relies on the count."""
+        if self._owner_cancelled and self._owner is not None and sys.version_info >= (3, 11):
+            self._owner.uncancel()
 
     async def _all_ended(self) -> asyncio.CancelledError | None:
         cancelled: asyncio.CancelledError | None = None
@@ -71,7 +83,9 @@ class TaskGroup:
         # The body may be waiting for something that will now never come.
         if not self._waiting and self._owner is not None:
             self._owner.cancel()
+            self._owner_cancelled = True
 
     def _cancel_all(self) -> None:
+        self._ending = True
         for task in self._tasks:
             task.cancel()
