@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,11 @@ from vllmdeploy.cli import (
     keys,
     node,
     output,
+    service,
     trust,
 )
 from vllmdeploy.cli.context import World
-from vllmdeploy.errors import EXIT_INTERRUPTED, VllmdeployError
+from vllmdeploy.errors import EXIT_INTERRUPTED, UsageError, VllmdeployError
 
 app = typer.Typer(
     name="vllmdeploy",
@@ -62,8 +64,10 @@ def _everywhere(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    if context.obj is None:
-        context.obj = World(config=config, nodes=nodes, json=json)
+    here = context.obj if isinstance(context.obj, World) else World()
+    context.obj = replace(
+        here, config=config or here.config, nodes=nodes or here.nodes, json=json or here.json
+    )
 
 
 def hoisted(argv: Sequence[str]) -> list[str]:
@@ -86,26 +90,31 @@ def hoisted(argv: Sequence[str]) -> list[str]:
             continue
         own.append(word)
         if values and not equals:
-            own += [value for value in (next(words, None),) if value is not None]
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"{word} needs a value")
+            own.append(value)
     return own + rest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = hoisted(sys.argv[1:] if argv is None else argv)
     try:
-        app(args=arguments, prog_name="vllmdeploy")
+        app(args=hoisted(sys.argv[1:] if argv is None else argv), prog_name="vllmdeploy")
     except VllmdeployError as error:
         output.error(error)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        output.say("interrupted; the next run goes on from here")
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as ended:
+        # Typer has turned KeyboardInterrupt into this.
+        if ended.code == EXIT_INTERRUPTED:
+            output.say("interrupted; the next run goes on from here")
+        raise
 
 
 app.command()(init.init)
 app.command()(trust.trust)
 cluster.mount(app)
 node.mount(app)
+service.mount(app)
 demo.mount(app)
 app.command()(capacity.capacity)
 devices.mount(app)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 from vllmdeploy.cli import output
+from vllmdeploy.errors import Locked, VllmdeployError
 
 if TYPE_CHECKING:
     from vllmdeploy.cli.context import World
@@ -51,21 +52,30 @@ def carry_out(
     with progress.shown() as on_event:
         refined = prepare(on_event) if prepare else decided
         applied = cluster.apply(session, refined, what, on_event, stop)
-    conclude(here, applied)
+    conclude(here, applied, stop)
 
 
-def conclude(here: World, applied: Applied) -> None:
+def conclude(here: World, applied: Applied, stop: Stop) -> None:
     """Each failure once; the first one's exit code."""
     if here.json:
         output.document({"steps": [output.outcome_document(one) for one in applied.outcomes]})
-    for outcome in applied.failed:
-        if outcome.error:
-            output.error(outcome.error)
-    if applied.skipped:
-        output.say(f"{len(applied.skipped)} steps skipped because they need what failed")
-    first = next((one.error for one in applied.failed if one.error), None)
-    if first:
-        raise typer.Exit(first.exit_code)
-    if applied.skipped:
-        raise KeyboardInterrupt
+    if applied.unrecorded:
+        output.say(f"note: not in the audit log: {applied.unrecorded.message}")
+    skipped = len(applied.skipped)
+    if skipped:
+        output.say(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
+    end_with([one.error for one in applied.failed if one.error])
+    if stop.event.is_set():
+        raise Locked(
+            f"stopped: {stop.because}; what was begun is done",
+            hint="see who else changes this fleet, then run this again",
+        )
     output.say(f"done: {len(applied.outcomes)} steps")
+
+
+def end_with(errors: Sequence[VllmdeployError]) -> None:
+    """Every failure is shown; the first one's exit code ends the program."""
+    for error in errors:
+        output.error(error)
+    if errors:
+        raise typer.Exit(errors[0].exit_code)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllmdeploy.cli import output
-from vllmdeploy.cli.carry import carry_out, show_plan
+from vllmdeploy.cli.carry import carry_out, end_with, show_plan
 from vllmdeploy.cli.context import World, world
+from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vllmdeploy.core.plan import Plan
@@ -96,8 +97,7 @@ def down(
             found = session.look_at_those_there(cards=False)
             decided = cluster.decide_down(session, found, forget=forget)
             carry_out(here, session, decided, "down", stop, yes=yes)
-        for failure in session.failures.values():
-            raise failure
+        end_with(list(session.failures.values()))
 
 
 def status(
@@ -118,8 +118,7 @@ def status(
             return
         seen = fleet_status(session, session.look(for_plan=False))
         _show_status(here, seen)
-        for failure in session.failures.values():
-            raise failure
+        end_with(list(session.failures.values()))
 
 
 def logs(
@@ -139,9 +138,8 @@ def logs(
     loaded = here.loaded()
     wanted = chosen(loaded.fleet, hosts or [])
     with here.session(loaded, wanted) as session:
-        show_logs(session, wanted, tail=tail, follow=follow, on_line=output.answer)
-        for failure in session.failures.values():
-            raise failure
+        unread = show_logs(session, wanted, tail=tail, follow=follow, on_line=output.answer)
+        end_with([*session.failures.values(), *unread])
 
 
 def unlock(context: typer.Context, *, yes: Yes = False) -> None:
@@ -161,8 +159,10 @@ def unlock(context: typer.Context, *, yes: Yes = False) -> None:
             return
         if not found.gone:
             output.say("That run may be alive: two runs at once can break a fleet.")
-        output.confirm("Remove the lock?", yes=yes and found.gone)
-        remove(session)
+            if yes:
+                raise UsageError("not removed: --yes is for a holder that is certainly gone")
+        output.confirm("Remove the lock?", yes=yes)
+        remove(session, found)
         output.say("the lock is removed")
 
 

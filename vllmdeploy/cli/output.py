@@ -27,15 +27,20 @@ def answer(text: str) -> None:
 
 def document(value: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo("".join(one if _harmless(one) else json.dumps(one)[1:-1] for one in text))
 
 
 def clean(text: str) -> str:
     """What hosts say may hold escape sequences; a terminal must not obey them."""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}"
+        letter if _harmless(letter) or letter == "\t" else f"\\x{ord(letter):02x}"
         for letter in text
     )
+
+
+def _harmless(letter: str) -> bool:
+    return letter.isprintable() or letter == "\n"
 
 
 def clear() -> None:
@@ -60,7 +65,14 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("nobody to ask here: nothing was done", hint="say --yes to go ahead")
-    if not typer.confirm(question, err=True):
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort as left:
+        # The end of the input is a no; Ctrl-C is Ctrl-C.
+        if isinstance(left.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        agreed = False
+    if not agreed:
         raise UsageError("declined: nothing was done")
 
 
@@ -103,9 +115,13 @@ def outcome_document(outcome: StepOutcome) -> dict[str, Any]:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the last one is not padded."""
-    cells = [list(map(clean, row)) for row in (headings, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    from rich.cells import cell_len  # what a terminal needs for it: CJK letters are two wide
+
+    cells = [[" ".join(clean(cell).split()) for cell in row] for row in (headings, *rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(headings))]
     return "\n".join(
-        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)),)).rstrip()
+        "  ".join(
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         for row in cells
     )

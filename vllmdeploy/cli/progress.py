@@ -70,7 +70,7 @@ class _Running:
 
         rows: list[RenderableType] = []
         for key, since in list(self.since.items()):
-            text = Text(f"{key}  {time.monotonic() - since:.0f} s")
+            text = Text(output.clean(f"{key}  {time.monotonic() - since:.0f} s"))
             if self.missing.get(key):
                 text.append(f"  {output.clean(self.missing[key])}", style="dim")
             rows.append(Spinner("dots", text=text))
@@ -97,7 +97,8 @@ def _live() -> Generator[OnEvent]:
                     running.since.pop(outcome.step.key, None)
                     sign = _SIGNS[outcome.outcome]
                     colour = _COLOURS[outcome.outcome]
-                    text = Text.assemble((f"{sign} ", colour), _finished_line(outcome))
+                    line = output.clean(_finished_line(outcome))
+                    text = Text.assemble((f"{sign} ", colour), line)
                     console.print(text, soft_wrap=True)
 
         yield on_event

@@ -210,7 +210,7 @@ def _carry_out(
                 if decided.gone_wrong(applied) and decided.undo.steps:
                     back = service.undo(session, decided, what, on_event, stop)
                     output.say("undone: as before" if back else "what was there before is not back")
-        conclude(here, applied)
+        conclude(here, applied, stop)
         if invite:
             output.answer(_invitation(session.settings, session.lead.address, decided))
 

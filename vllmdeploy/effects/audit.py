@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import socket
 from collections.abc import Sequence
 
-from vllmdeploy.core.command import Command, script
+from vllmdeploy.core.command import Command, check, script
 from vllmdeploy.effects.execute import Outcome, StepOutcome
+from vllmdeploy.effects.lock import user
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.tools.access import Access
 
@@ -20,7 +20,8 @@ _APPEND = (
 
 def record(shell: Shell, access: Access, what: str, outcomes: Sequence[StepOutcome] | None) -> None:
     """No outcomes means that the run was interrupted."""
-    shell.run(access.of(_line(access.layout.audit, what, outcomes)))
+    command = access.of(_line(access.layout.audit, what, outcomes))
+    check(shell.host, command, shell.run(command), doing="writing the audit log")
 
 
 def _line(path: str, what: str, outcomes: Sequence[StepOutcome] | None) -> Command:
@@ -29,7 +30,7 @@ def _line(path: str, what: str, outcomes: Sequence[StepOutcome] | None) -> Comma
     }
     error = next((one.error.message for one in outcomes or () if one.error), "")
     entry = {
-        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "who": f"{user()}@{socket.gethostname()}",
         "what": what,
         **(counts if outcomes is not None else {"interrupted": True}),
         **({"error": error.splitlines()[0]} if error else {}),

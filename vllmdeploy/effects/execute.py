@@ -55,6 +55,7 @@ class Stop:
     """Set by Ctrl-C or by a lost lock: no further step starts, waits end."""
 
     event: threading.Event
+    because: str = "interrupted"
 
     @classmethod
     def new(cls) -> Stop:
@@ -77,6 +78,8 @@ def execute(
             for step in started:
                 _in_background(step, shells, say, stop, finished)
             running += len(started)
+            if waiting and not running and not started:
+                raise ValueError(f"these steps need each other: {[step.key for step in waiting]}")
             if running:
                 outcome = finished.get()
                 if isinstance(outcome, BaseException):
@@ -141,7 +144,7 @@ def _start_ready(
 
 def _why_not(step: Step, done: Mapping[str, StepOutcome], stop: Stop) -> str:
     if stop.event.is_set():
-        return "interrupted"
+        return stop.because
     broken = (need for need in step.needs if done[need].outcome is not Outcome.DONE)
     return next((f"needs `{need}`" for need in broken), "")
 
@@ -179,7 +182,7 @@ def _wait(step: Step, action: Wait, shells: Mapping[str, Shell], say: OnEvent, s
             missing = answer
             say(Waiting(step, answer))
         if stop.event.is_set():
-            raise NotHealthy(f"{step.host}: {_doing(step)}: interrupted while {answer}")
+            raise NotHealthy(f"{step.host}: {_doing(step)}: given up ({stop.because}): {answer}")
         if time.monotonic() + action.every_s >= deadline:
             break
         stop.event.wait(action.every_s)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from vllmdeploy.accelerators import registry
 from vllmdeploy.core.command import check
 from vllmdeploy.core.plan import Plan
 from vllmdeploy.effects import lock
-from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.audit import record
 from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, execute
+from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.down import plan_down
 from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.observed import FoundHost
@@ -85,14 +86,14 @@ def locked(session: Session, what: str) -> Generator[Stop]:
 
 def head_access(session: Session) -> access.Access:
     shell = session.shells[session.lead.name]
-    cluster = session.wanted.cluster
-    rights = ask_one(shell, access.rights(cluster, session.sudo))
-    return access.decide(cluster, session.sudo, rights)
+    return ask_access(shell, session.wanted.cluster, session.sudo)
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
     outcomes: tuple[StepOutcome, ...]
+    unrecorded: VllmdeployError | None = None
+    """Why the head's audit log has no line about it."""
 
     @property
     def failed(self) -> tuple[StepOutcome, ...]:
@@ -105,14 +106,19 @@ class Applied:
 
 def apply(session: Session, plan: Plan, what: str, on_event: OnEvent, stop: Stop) -> Applied:
     """Carry the plan out; one line in the head's audit log says what came of it."""
-    applied: Applied | None = None
     try:
-        applied = Applied(execute(plan, session.shells, on_event, stop=stop))
-        return applied
-    finally:
-        record(
-            session.shells[session.lead.name],
-            head_access(session),
-            what,
-            applied.outcomes if applied else None,
-        )
+        outcomes = execute(plan, session.shells, on_event, stop=stop)
+    except BaseException:
+        # What ended it is what has to be told, even if the head is out of reach by now.
+        with suppress(VllmdeployError):
+            _record(session, what, None)
+        raise
+    try:
+        _record(session, what, outcomes)
+    except VllmdeployError as error:
+        return Applied(outcomes, error)
+    return Applied(outcomes)
+
+
+def _record(session: Session, what: str, outcomes: Sequence[StepOutcome] | None) -> None:
+    record(session.shells[session.lead.name], head_access(session), what, outcomes)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vllmdeploy.core.command import check
 from vllmdeploy.core.host import Fleet, Host
-from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import UsageError, VllmdeployError
-from vllmdeploy.tools import access
 from vllmdeploy.workflows.session import Session
 
 _FOREVER_S = 365 * 86400.0
@@ -31,22 +31,22 @@ def show_logs(
     tail: int,
     follow: bool,
     on_line: Callable[[str], None],
-) -> None:
+) -> tuple[VllmdeployError, ...]:
+    """Why some hosts' logs could not be shown to their end."""
     width = max(len(host.name) for host in hosts)
 
     def show(host: Host) -> None:
         shell = session.shells[host.name]
         cluster = session.wanted.cluster
-        way = access.decide(
-            cluster, session.sudo, ask_one(shell, access.rights(cluster, session.sudo))
-        )
+        way = ask_access(shell, cluster, session.sudo)
         name = f"{cluster}-ray-{'head' if host.head else 'worker'}"
         command = session.supervisor.logs(name, way.layout, tail=tail, follow=follow)
-        bounded = replace(command, limit_s=_FOREVER_S if follow else 60)
+        bounded = way.of(replace(command, limit_s=_FOREVER_S if follow else 60))
         prefix = f"{host.name.ljust(width)} | "
-        shell.run(way.of(bounded), on_line=lambda line: on_line(prefix + line.rstrip("\n")))
+        result = shell.run(bounded, on_line=lambda line: on_line(prefix + line.rstrip("\n")))
+        hint = f"vllmdeploy status says whether there is a node on {host.name}"
+        check(host.name, bounded, result, doing="reading the logs", hint=hint)
 
     there = [host for host in hosts if host.name in session.shells]
-    for answer in each(there, show, at_once=len(there) or 1):
-        if isinstance(answer, VllmdeployError):
-            raise answer
+    answers = each(there, show, at_once=len(there) or 1)
+    return tuple(answer for answer in answers if isinstance(answer, VllmdeployError))

@@ -17,6 +17,7 @@ class FoundLock:
     held: bool
     gone: bool
     text: str
+    nonce: str = ""
 
 
 def look(session: Session) -> FoundLock:
@@ -31,12 +32,15 @@ def look(session: Session) -> FoundLock:
     return FoundLock(
         held=True,
         gone=gone,
+        nonce=state.holder.nonce if state.holder else "",
         text=f"{head}: locked by {who}, since {state.age_s} s; {verdict}: {why}",
     )
 
 
-def remove(session: Session) -> None:
+def remove(session: Session, found: FoundLock) -> None:
+    """The lock that was looked at: one that another run took meanwhile stays."""
     head = session.fleet.head.name
     way = head_access(session)
-    command = way.of(lock.break_(way.layout.lock))
+    path = way.layout.lock
+    command = way.of(lock.release(path, found.nonce) if found.nonce else lock.break_(path))
     check(head, command, session.shells[head].run(command), doing="removing the lock")
