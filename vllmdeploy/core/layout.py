@@ -47,6 +47,15 @@ class Layout:
         return f"{self.ray_secrets}/{RAY_AUTH_FILE}"
 
     @property
+    def sync(self) -> str:
+        """What lets other hosts of the cluster read models here."""
+        return f"{self.root}/sync"
+
+    @property
+    def sync_secrets(self) -> str:
+        return f"{self.secrets}/sync"
+
+    @property
     def services(self) -> str:
         return f"{self.root}/services"
 

@@ -9,8 +9,8 @@ import time
 import paramiko
 
 from vllmdeploy.core.command import Command, Result
-from vllmdeploy.effects.shell import OnLine
-from vllmdeploy.effects.streams import Stream
+from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.streams import Passed, Stream
 from vllmdeploy.effects.wrap import KILL_GRACE_S, Between, program
 
 _CHUNK = 64 * 1024
@@ -29,14 +29,23 @@ class Exchange:
     """After `carry_on`, `result` has the answer, or None where the session ended too early."""
 
     def __init__(
-        self, channel: paramiko.Channel, command: Command, mark: bytes, on_line: OnLine | None
+        self,
+        channel: paramiko.Channel,
+        command: Command,
+        mark: bytes,
+        on_line: OnLine | None,
+        *,
+        take: Take | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._channel = channel
         self._command = command
         self._began = time.monotonic()
         self._unsent = memoryview(program(command, mark) + (command.stdin or b""))
         self._out, self._err = Between(mark), Between(mark)
-        self._stdout, self._stderr = Stream(on_line), Stream(on_line)
+        self._feed = feed
+        self._stdout = Stream(on_line) if take is None else Passed(take)
+        self._stderr = Stream(on_line)
 
     @property
     def pid(self) -> int | None:
@@ -64,7 +73,7 @@ class Exchange:
                 if over and not moved:
                     return False
                 if not self._send() and not moved:
-                    selector.select(_STALLED_S if self._unsent else _GLANCE_S)
+                    selector.select(_STALLED_S if self._unsent or self._feed else _GLANCE_S)
         return False
 
     def result(self, *, timed_out: bool = False) -> Result:
@@ -93,14 +102,24 @@ class Exchange:
         return moved
 
     def _send(self) -> bool:
+        if not self._unsent and self._feed is not None:
+            self._take_more(self._feed)
         if not self._unsent or not self._channel.send_ready():
             return False
         try:
             sent = self._channel.send(bytes(self._unsent[:_SEND]))
             self._unsent = self._unsent[sent:]
-            if not self._unsent:
+            if not self._unsent and self._feed is None:
                 self._channel.shutdown_write()
         except OSError:
             # Closed from the other side: what it said before is still to be read.
-            self._unsent = self._unsent[:0]
+            self._unsent, self._feed = self._unsent[:0], None
         return True
+
+    def _take_more(self, feed: Feed) -> None:
+        more = feed()
+        if more:
+            self._unsent = memoryview(more)
+        elif more is not None:
+            self._feed = None
+            self._channel.shutdown_write()

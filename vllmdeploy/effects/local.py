@@ -13,14 +13,15 @@ from collections.abc import Generator
 from typing import IO
 
 from vllmdeploy.core.command import Command, Result
-from vllmdeploy.effects.shell import OnLine
-from vllmdeploy.effects.streams import Stream
+from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.streams import Passed, Stream
 from vllmdeploy.effects.wrap import KILL_GRACE_S, encoded, with_sudo_password
 
 _CHUNK = 64 * 1024
 # How often a command is looked at whose streams stay silent: it may have ended, and left a child
 # behind that holds them open.
 _GLANCE_S = 0.1
+_STARVED_S = 0.01
 _NOT_FOUND, _NOT_EXECUTABLE, _TIMED_OUT = 127, 126, 124
 
 
@@ -36,12 +37,27 @@ class LocalShell:
         return self._host
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Result:
+        return self._converse(command, Stream(on_line), on_line)
+
+    def stream(
+        self, command: Command, *, take: Take | None = None, feed: Feed | None = None
+    ) -> Result:
+        return self._converse(command, Stream(None) if take is None else Passed(take), feed=feed)
+
+    def _converse(
+        self,
+        command: Command,
+        stdout: Stream | Passed,
+        on_line: OnLine | None = None,
+        *,
+        feed: Feed | None = None,
+    ) -> Result:
         command = with_sudo_password(command, self._sudo_password)
         argv = [encoded(word) for word in command.argv]
         try:
             process = subprocess.Popen(
                 argv,
-                stdin=subprocess.PIPE if command.stdin else subprocess.DEVNULL,
+                stdin=subprocess.PIPE if command.stdin or feed else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -49,7 +65,7 @@ class LocalShell:
         except OSError as error:
             return _not_started(command, error)
         with _group_ended(process):
-            return _Conversation(process, command, on_line).carry_on()
+            return _Conversation(process, command, stdout, Stream(on_line), feed).carry_on()
 
     def close(self) -> None:
         """Nothing is held between commands."""
@@ -64,14 +80,20 @@ class _Conversation:
     """One command from its start to its end: its input, its two streams, its time limit."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], command: Command, on_line: OnLine | None
+        self,
+        process: subprocess.Popen[bytes],
+        command: Command,
+        stdout: Stream | Passed,
+        stderr: Stream,
+        feed: Feed | None,
     ) -> None:
         self._process = process
         self._deadline = time.monotonic() + command.limit_s
         self._signals = iter((signal.SIGTERM, signal.SIGKILL))
         self._timed_out = False
         self._unsent = memoryview(command.stdin or b"")
-        self._stdout, self._stderr = Stream(on_line), Stream(on_line)
+        self._feed = feed
+        self._stdout, self._stderr = stdout, stderr
         self._selector = selectors.DefaultSelector()
         for pipe, stream in ((process.stdout, self._stdout), (process.stderr, self._stderr)):
             if pipe is not None:
@@ -120,12 +142,20 @@ class _Conversation:
         return moved
 
     def _send(self, pipe: IO[bytes]) -> None:
+        if not self._unsent and self._feed is not None:
+            more = self._feed()
+            if more is None:
+                # A pipe that could take more is no event to wait for.
+                time.sleep(_STARVED_S)
+                return
+            self._unsent = memoryview(more)
+            self._feed = self._feed if more else None
         try:
             self._unsent = self._unsent[os.write(pipe.fileno(), self._unsent[:_CHUNK]) :]
         except BrokenPipeError:
             # The command does not want the rest; its status says whether that was a failure.
-            self._unsent = self._unsent[:0]
-        if not self._unsent:
+            self._unsent, self._feed = self._unsent[:0], None
+        if not self._unsent and self._feed is None:
             self._selector.unregister(pipe)
             pipe.close()
 

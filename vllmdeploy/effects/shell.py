@@ -8,6 +8,9 @@ from typing import Protocol
 from vllmdeploy.core.command import Command, Result
 
 OnLine = Callable[[str], None]
+Take = Callable[[bytes], None]
+# More input for a command: None where there is none yet, nothing at the end.
+Feed = Callable[[], bytes | None]
 
 
 class Shell(Protocol):
@@ -20,3 +23,14 @@ class Shell(Protocol):
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Result: ...
 
     def close(self) -> None: ...
+
+
+class Streaming(Protocol):
+    """A shell whose commands also take and give bytes of any length, which are never kept."""
+
+    @property
+    def host(self) -> str: ...
+
+    def stream(
+        self, command: Command, *, take: Take | None = None, feed: Feed | None = None
+    ) -> Result: ...

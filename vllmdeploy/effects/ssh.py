@@ -14,7 +14,7 @@ import paramiko
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.effects.dial import CONNECT_S, backoff
 from vllmdeploy.effects.exchange import Exchange
-from vllmdeploy.effects.shell import OnLine
+from vllmdeploy.effects.shell import Feed, OnLine, Take
 from vllmdeploy.effects.wrap import BOOTSTRAP, new_mark, with_sudo_password
 from vllmdeploy.errors import HostUnreachable, last_line
 
@@ -60,10 +60,25 @@ class SshShell:
         self._connection()
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Result:
+        return self._converse(command, on_line)
+
+    def stream(
+        self, command: Command, *, take: Take | None = None, feed: Feed | None = None
+    ) -> Result:
+        return self._converse(command, take=take, feed=feed)
+
+    def _converse(
+        self,
+        command: Command,
+        on_line: OnLine | None = None,
+        *,
+        take: Take | None = None,
+        feed: Feed | None = None,
+    ) -> Result:
         wrapped = with_sudo_password(command, self._sudo_password())
         channel = self._open()
         try:
-            exchange = Exchange(channel, wrapped, new_mark(), on_line)
+            exchange = Exchange(channel, wrapped, new_mark(), on_line, take=take, feed=feed)
             try:
                 with _answered_in_time(channel):
                     channel.exec_command(BOOTSTRAP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+from collections.abc import Callable
 
 from vllmdeploy.effects.shell import OnLine
 
@@ -32,6 +33,20 @@ class Lines:
         if self._unfinished and (final or len(self._unfinished) > _LONGEST_LINE):
             self._on_line(self._unfinished)
             self._unfinished = ""
+
+
+class Passed:
+    """An output stream that is handed on byte for byte, and not kept."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def feed(self, data: bytes) -> None:
+        if data:
+            self._take(data)
+
+    def close(self) -> str:
+        return ""
 
 
 class Stream:

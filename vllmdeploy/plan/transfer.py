@@ -1,0 +1,328 @@
+"""Who sends which piece of a model to whom: every finished piece becomes a source at once."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from vllmdeploy.plan.transfer_peers import IDLE_WEIGHT, Pace, Peer
+
+# One stream leaves a line idle while the next one starts; two share it and never both start.
+LANES = 2
+# Streams at one end, counting those that are too slow to fill their lane.
+_MOST_STREAMS = 6
+_RELAYS = 4
+_RETRY_FIRST_S, _RETRY_MOST_S = 1.0, 30.0
+_STRIKES_OUT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What moves in one go: a file, or many small ones. `number` is its place, biggest first."""
+
+    number: int
+    size: int
+    paths: tuple[str, ...] = ()
+
+    @property
+    def bit(self) -> int:
+        return 1 << self.number
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """`relayed`: through the control machine, because these two cannot do it alone."""
+
+    number: int
+    piece: Piece
+    source: str
+    target: str
+    since: float
+    relayed: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    transfer: Transfer
+    heard: float
+    moving: bool = True
+
+
+@dataclass(slots=True)
+class Swarm:
+    """The state of one distribution. It does nothing itself: it is told what happened, and says
+    what is to be started; the time is always an argument.
+    """
+
+    pieces: Sequence[Piece]
+    lanes: int = LANES
+    relays: int = _RELAYS
+    peers: dict[str, Peer] = field(default_factory=dict[str, Peer])
+    pace: Pace = field(default_factory=Pace)
+    _running: dict[int, _Running] = field(default_factory=dict[int, _Running])
+    _barred: dict[tuple[str, str], tuple[float, int]] = field(
+        default_factory=dict[tuple[str, str], tuple[float, int]]
+    )
+    _numbers: count[int] = field(default_factory=count)
+
+    @property
+    def everything(self) -> int:
+        return (1 << len(self.pieces)) - 1
+
+    def join(
+        self,
+        name: str,
+        *,
+        has: Iterable[int] = (),
+        receives: bool = True,
+        serves: bool = True,
+        direct: bool = True,
+    ) -> None:
+        """A host with the pieces it has by now; it may come while others are at work."""
+        bits = sum({1 << number for number in has})
+        peer = Peer(name, has=bits, receives=receives, serves=serves, direct=direct)
+        self.peers[name] = peer
+
+    def leave(self, name: str) -> None:
+        """Out of reach: nothing comes from it and nothing goes there any more."""
+        for transfer in self.running:
+            if name in (transfer.source, transfer.target):
+                self._ended(transfer)
+        self.peers.pop(name, None)
+
+    def complete(self, name: str) -> bool:
+        return name in self.peers and self.peers[name].has == self.everything
+
+    @property
+    def running(self) -> tuple[Transfer, ...]:
+        return tuple(one.transfer for one in self._running.values())
+
+    @property
+    def hopeless(self) -> tuple[str, ...]:
+        """Hosts that miss what nobody left has or will have, or whom nothing reaches."""
+        there = 0
+        for peer in self.peers.values():
+            there |= peer.has if peer.serves else 0
+        return tuple(
+            name
+            for name, peer in self.peers.items()
+            if peer.receives
+            and not peer.arriving
+            and (peer.strikes >= _STRIKES_OUT or self.everything & ~peer.has & ~there)
+        )
+
+    # What happened
+
+    def heard(self, transfer: Transfer, now: float) -> None:
+        """More of its bytes are over there."""
+        one = self._running.get(transfer.number)
+        if one is not None:
+            one.heard = now
+
+    def moved(self, transfer: Transfer, now: float) -> None:
+        """All bytes are over there, and are now being verified: the line is free again."""
+        one = self._running.get(transfer.number)
+        if one is None or not one.moving:
+            return
+        one.moving = False
+        self.pace.moved(transfer.piece.size, now - transfer.since)
+        for name in (transfer.source, transfer.target):
+            if name in self.peers:
+                self.peers[name].paced(transfer.piece.size, now - transfer.since)
+
+    def arrived(self, transfer: Transfer, now: float) -> None:
+        """Verified: from now on the target sends it too."""
+        self.moved(transfer, now)
+        if self._ended(transfer):
+            target = self.peers[transfer.target]
+            target.has |= transfer.piece.bit
+            for peer in (target, self.peers[transfer.source]):
+                peer.strikes, peer.rests_until = 0, 0.0
+            self._barred.pop((transfer.source, transfer.target), None)
+
+    def failed(self, transfer: Transfer, now: float, *, bad_source: bool = False) -> None:
+        """This pair waits longer each time. `bad_source`: what the source has is not the piece."""
+        if not self._ended(transfer):
+            return
+        source, target = self.peers[transfer.source], self.peers[transfer.target]
+        if bad_source:
+            source.has &= ~transfer.piece.bit
+            return
+        for peer in (source, target):
+            peer.struck(now)
+        pair = (transfer.source, transfer.target)
+        times = self._barred.get(pair, (0.0, 0))[1]
+        wait = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**times)
+        self._barred[pair] = (now + wait, times + 1)
+
+    def _ended(self, transfer: Transfer) -> bool:
+        """False where it was forgotten because one of its hosts left."""
+        if self._running.pop(transfer.number, None) is None:
+            return False
+        self.peers[transfer.target].arriving &= ~transfer.piece.bit
+        return True
+
+    # What to do
+
+    def next(self, now: float) -> tuple[Transfer, ...]:
+        """The transfers to start now; they count as running from here on."""
+        books = _Books(self, now)
+        started: list[Transfer] = []
+        waiting = [(books.rank(s, t), s, t) for s in books.sources for t in books.targets]
+        heap = [(rank, s, t) for rank, s, t in waiting if rank is not None]
+        heapq.heapify(heap)
+        while heap:
+            rank, source, target = heapq.heappop(heap)
+            current = books.rank(source, target)
+            if current is None:
+                continue
+            if current != rank:
+                heapq.heappush(heap, (current, source, target))
+                continue
+            started.append(self._start(books, source, target, current[-1], now))
+            # Where a lane is left at both ends, these two may get another piece.
+            again = books.rank(source, target)
+            if again is not None:
+                heapq.heappush(heap, (again, source, target))
+        return tuple(started)
+
+    def _start(self, books: _Books, source: str, target: str, number: int, now: float) -> Transfer:
+        piece = self.pieces[number]
+        relayed = not (self.peers[source].direct and self.peers[target].direct)
+        transfer = Transfer(next(self._numbers), piece, source, target, now, relayed)
+        self._running[transfer.number] = _Running(transfer, now)
+        self.peers[target].arriving |= piece.bit
+        books.started(transfer)
+        return transfer
+
+    def wake_at(self, now: float) -> float | None:
+        """When, without any news, there may be something to start."""
+        moments = [until for until, _ in self._barred.values() if until > now]
+        moments += [peer.rests_until for peer in self.peers.values() if peer.rests_until > now]
+        moments += [
+            moment
+            for one in self._running.values()
+            if one.moving
+            for moment in self.pace.doubts(one.transfer.piece.size, one.transfer.since, one.heard)
+            if moment > now
+        ]
+        return min(moments, default=None)
+
+    def weights(self, now: float) -> list[tuple[Transfer, float]]:
+        """How much of a lane every transfer takes that still moves bytes."""
+        return [
+            (one.transfer, self._weight(one, now)) for one in self._running.values() if one.moving
+        ]
+
+    def _weight(self, one: _Running, now: float) -> float:
+        transfer = one.transfer
+        doubts = self.pace.doubts(transfer.piece.size, transfer.since, one.heard)
+        return IDLE_WEIGHT if now >= min(doubts) else 1.0
+
+    def barred(self, source: str, target: str, now: float) -> bool:
+        return self._barred.get((source, target), (0.0, 0))[0] > now
+
+
+Rank = tuple[int, float, int, int, int, int]
+
+
+class _Books:
+    """Loads and rarities at one moment, kept right while transfers are handed out."""
+
+    def __init__(self, swarm: Swarm, now: float) -> None:
+        self._swarm, self._now = swarm, now
+        self._up: dict[str, float] = {}
+        self._down: dict[str, float] = {}
+        self._streams: dict[tuple[str, str], int] = {}
+        self._doubts: dict[str, int] = {}
+        self._relays = 0
+        for transfer, weight in swarm.weights(now):
+            self._book(transfer, weight)
+        self._copies: dict[int, int] = _copies(swarm.peers)
+        self.targets = [peer.name for peer in swarm.peers.values() if self._may_receive(peer)]
+        self.sources = [peer.name for peer in swarm.peers.values() if self._may_send(peer)]
+
+    def _book(self, transfer: Transfer, weight: float) -> None:
+        source, target = transfer.source, transfer.target
+        self._up[source] = self._up.get(source, 0.0) + weight
+        self._down[target] = self._down.get(target, 0.0) + weight
+        for end in (("up", source), ("down", target)):
+            self._streams[end] = self._streams.get(end, 0) + 1
+        if weight < 1:
+            for name in (source, target):
+                self._doubts[name] = self._doubts.get(name, 0) + 1
+        self._relays += transfer.relayed
+
+    def started(self, transfer: Transfer) -> None:
+        self._book(transfer, 1.0)
+        self._copies = _copies(self._swarm.peers)
+
+    def _may_receive(self, peer: Peer) -> bool:
+        missing = self._swarm.everything & ~peer.has & ~peer.arriving
+        ready = peer.receives and self._now >= peer.rests_until
+        return ready and bool(missing) and self._free("down", peer.name)
+
+    def _may_send(self, peer: Peer) -> bool:
+        ready = peer.serves and self._now >= peer.rests_until
+        return ready and bool(peer.has) and self._free("up", peer.name)
+
+    def _free(self, way: str, name: str) -> bool:
+        load = (self._up if way == "up" else self._down).get(name, 0.0)
+        if self._streams.get((way, name), 0) >= _MOST_STREAMS:
+            return False
+        return load + 0.5 < self._swarm.lanes
+
+    def rank(self, source: str, target: str) -> Rank | None:
+        """What speaks for this pair, the least first, with the piece at its end."""
+        swarm = self._swarm
+        giver, taker = swarm.peers[source], swarm.peers[target]
+        if source == target or not self._free("up", source) or not self._free("down", target):
+            return None
+        if swarm.barred(source, target, self._now):
+            return None
+        if not (giver.direct and taker.direct) and self._relays >= swarm.relays:
+            return None
+        useful = giver.has & ~taker.has & ~taker.arriving
+        for copies, bits in sorted(self._copies.items()):
+            number = self._first(giver, useful & bits)
+            if number is not None:
+                return (
+                    giver.strikes + self._doubts.get(source, 0),
+                    self._down.get(target, 0.0),
+                    giver.has.bit_count(),
+                    copies,
+                    (taker.has | taker.arriving).bit_count(),
+                    number,
+                )
+        return None
+
+    def _first(self, giver: Peer, bits: int) -> int | None:
+        """The biggest of these pieces for which there is no much faster source."""
+        while bits:
+            lowest = bits & -bits
+            if not any(
+                other.has & lowest and other.serves and other.much_faster_than(giver)
+                for other in self._swarm.peers.values()
+            ):
+                return lowest.bit_length() - 1
+            bits ^= lowest
+        return None
+
+
+def _copies(peers: Mapping[str, Peer]) -> dict[int, int]:
+    """For every number of copies, those on their way included, the pieces that have so many."""
+    classes: dict[int, int] = {}
+    # Bit-sliced counting: `levels[k]` holds the pieces with at least k copies.
+    levels: list[int] = []
+    for peer in peers.values():
+        carry = peer.has | peer.arriving
+        for position, level in enumerate(levels):
+            levels[position], carry = level | carry, level & carry
+        levels.append(carry)
+    for position, level in enumerate(levels):
+        above = levels[position + 1] if position + 1 < len(levels) else 0
+        if level & ~above:
+            classes[position + 1] = level & ~above
+    return classes

@@ -1,0 +1,95 @@
+"""How a host stands to a model that it is to have: whole, in parts, not at all, or in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from vllmdeploy.tools.manifest import Manifest
+from vllmdeploy.tools.model_files import FoundModel, FoundStore
+
+# Room that stays free: a file system without any fails in more ways than one.
+_SPARE_BYTES = 64 * 1024 * 1024
+
+
+class Standing(Enum):
+    READY = "ready"
+    PARTIAL = "partial"
+    ABSENT = "absent"
+    UNFINISHED = "not marked READY"
+    """Ours, under its own name, but without a READY that fits: to be opened again."""
+    BY_HAND = "put there by hand"
+    """It has the right files by name and size; whether they are the same is still to be seen."""
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """`there` counts bytes that need not come; `why` says what is in the way."""
+
+    standing: Standing
+    there: int = 0
+    why: str = ""
+    hint: str = ""
+
+    def cause(self, total: int) -> str:
+        if self.standing in (Standing.ABSENT, Standing.READY):
+            return str(self.standing.value)
+        if self.standing is Standing.REFUSED:
+            return self.why
+        return f"{self.standing.value}, {100 * self.there // max(total, 1)} % there"
+
+
+def stand(store: FoundStore, manifest: Manifest, name: str) -> Stand:
+    """Decide for one host; what is refused is refused before anything is touched."""
+    found, incoming = store.model(name), store.incoming(name)
+    if found is None:
+        there = _there(incoming, manifest) if incoming else 0
+        return _with_room(
+            store, manifest, Stand(Standing.PARTIAL if incoming else Standing.ABSENT, there)
+        )
+    if found.ready == found.digest == manifest.digest:
+        return Stand(Standing.READY, manifest.total)
+    if found.marked:
+        return Stand(
+            Standing.REFUSED,
+            why=f"another {name} is there, with other files",
+            hint=f"`vllmdeploy model remove {name}` there first, or give this one another name",
+        )
+    if found.digest == manifest.digest and incoming is None:
+        unfinished = Stand(Standing.UNFINISHED, _there(found, manifest))
+        return _with_room(store, manifest, unfinished)
+    if not found.digest and found.tree.sizes == _sizes(manifest):
+        return Stand(Standing.BY_HAND, manifest.total)
+    return Stand(
+        Standing.REFUSED,
+        why=f"a folder {name} is there that is not ours and differs",
+        hint="move it away, or take it in with `vllmdeploy model verify`",
+    )
+
+
+def _with_room(store: FoundStore, manifest: Manifest, found: Stand) -> Stand:
+    missing = manifest.total - found.there
+    free = store.free_bytes
+    if free is None or missing + _SPARE_BYTES <= free:
+        return found
+    return Stand(
+        Standing.REFUSED,
+        found.there,
+        why=f"{_gib(missing)} are to come and {_gib(free)} are free",
+        hint="make room below MODEL_PATH, or leave that host out with --nodes",
+    )
+
+
+def _there(found: FoundModel, manifest: Manifest) -> int:
+    sizes = found.tree.sizes
+    return sum(min(sizes.get(file.path, 0), file.size) for file in manifest.files)
+
+
+def _sizes(manifest: Manifest) -> Mapping[str, int]:
+    return {file.path: file.size for file in manifest.files}
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
