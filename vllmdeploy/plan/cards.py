@@ -40,28 +40,52 @@ def ledger(found: FoundHost) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     for card in found.cards.cards:
         allowed = found.host.gpus is None or card.index in found.host.gpus
-        holder, ours = holders.get(card.index, ("", False))
+        ours = holders.get(card.index)
+        holder = ours.name if ours else ""
         if not holder and card.processes:
             holder = ", ".join(f"{one.name or 'process'} (pid {one.pid})" for one in card.processes)
         entries.append(
-            Entry(card=card, holder=holder, ours=ours, usable=allowed and not card.problem)
+            Entry(
+                card=card,
+                holder=holder,
+                ours=ours is not None,
+                usable=allowed and not card.problem,
+            )
         )
     return tuple(entries)
 
 
-def _labelled(found: FoundHost) -> dict[int, tuple[str, bool]]:
-    """Cards that nodes and instances of this tool hold, of any of its clusters."""
-    held: dict[int, tuple[str, bool]] = {
-        index: ("Ray", True) for node in found.supervised if node.running for index in node.cards
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A running node or instance of this tool; `ray_of` is the cluster whose Ray it is."""
+
+    name: str
+    ray_of: str | None = None
+
+
+def _labelled(found: FoundHost) -> dict[int, _Holder]:
+    """Cards that nodes and instances of this tool hold, of any of its clusters.
+
+    An instance comes before a Ray that claims its card too: Ray can do without it.
+    """
+    rays: dict[int, _Holder] = {
+        index: _Holder("Ray", node.cluster)
+        for node in found.supervised
+        if node.running
+        for index in node.cards
     }
+    instances: dict[int, _Holder] = {}
     for container in found.containers:
         if not container.running or CLUSTER_LABEL not in container.labels:
             continue
-        who = "Ray" if container.labels.get(ROLE_LABEL) in _RAY_ROLES else container.name
-        service = container.labels.get(SERVICE_LABEL)
-        for index in found_node(container).cards:
-            held[index] = (f"{who} ({service})" if service else who, True)
-    return held
+        labels, cards = container.labels, found_node(container).cards
+        if labels.get(ROLE_LABEL) in _RAY_ROLES:
+            rays.update((index, _Holder("Ray", labels[CLUSTER_LABEL])) for index in cards)
+        else:
+            service = labels.get(SERVICE_LABEL)
+            name = f"{container.name} ({service})" if service else container.name
+            instances.update((index, _Holder(name)) for index in cards)
+    return {**rays, **instances}
 
 
 def share_for_ray(found: FoundHost, cluster: str) -> RayShare:
@@ -71,9 +95,10 @@ def share_for_ray(found: FoundHost, cluster: str) -> RayShare:
         return RayShare(declared=host.ray_gpus or 0)
     problems = _wrong_subset(host, found.cards.cards)
     taken = {
-        index: who
-        for index, (who, _) in _labelled(found).items()
-        if not _is_this_ray(found, index, cluster)
+        index: holder.name
+        for index, holder in _labelled(found).items()
+        # What this cluster's own Ray holds it simply keeps.
+        if holder.ray_of not in (cluster, "")
     }
     free: list[Card] = []
     notes: list[str] = []
@@ -97,11 +122,6 @@ def share_for_ray(found: FoundHost, cluster: str) -> RayShare:
         notes=tuple(notes),
         problems=problems,
     )
-
-
-def _is_this_ray(found: FoundHost, index: int, cluster: str) -> bool:
-    """Whether this cluster's own Ray node holds the card, which it then simply keeps."""
-    return any(node.role in _RAY_ROLES and index in node.cards for node in found.ours(cluster))
 
 
 def _wrong_subset(host: Host, cards: Sequence[Card]) -> tuple[str, ...]:

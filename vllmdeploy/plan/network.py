@@ -85,11 +85,14 @@ def choose(
             problems.append(place)
         elif place is not None:
             fixed[host.host.name] = place
+        elif host.links.problem and len(found) > 1:
+            problems.append(f"{host.host.name}: {host.links.problem}")
     if problems:
         return Choice({}, problems=tuple(problems))
-    free = [host for host in found if host.host.name not in fixed]
-    if not free:
-        return Choice(fixed, problems=_duplicates(fixed))
+    if len(fixed) == len(found):
+        why_not = _broken_path(found, fixed)
+        notes = (f"the given addresses are used, although {why_not}",) if why_not else ()
+        return Choice(fixed, notes, _duplicates(fixed))
     if len(found) == 1:
         return _alone(found[0])
     return _together(found, fixed)
@@ -131,13 +134,16 @@ def _alone(found: FoundHost) -> Choice:
 
 def _together(found: Sequence[FoundHost], fixed: Mapping[str, Place]) -> Choice:
     notes: list[str] = []
-    for network in shared_networks(found):
+    given = [ipaddress.IPv4Address(place.ip) for place in fixed.values()]
+    # Who names one host's address means its network for the others too. Sorting is stable.
+    networks = sorted(shared_networks(found), key=lambda one: -sum(ip in one for ip in given))
+    for network in networks:
         places = {host.host.name: _place(host, network, fixed) for host in found}
-        why_not = _broken_path(found, places)
+        why_not = next(iter(_duplicates(places)), "") or _broken_path(found, places)
         speed = speed_text(_speed(found, network) or None)
         if not why_not:
             notes.append(f"network {network} ({speed})")
-            return Choice(places, tuple(notes), _duplicates(places))
+            return Choice(places, tuple(notes))
         notes.append(f"network {network} ({speed}) not used: {why_not}")
     names = ", ".join(host.host.name for host in found)
     problem = f"no network on which all of {names} can connect to each other"

@@ -138,7 +138,9 @@ def _proxies(member: Member) -> dict[str, str]:
     nearby = (str(link.network),) if link else ()
     direct = ("localhost", "127.0.0.1", member.head.ip, member.place.ip, *nearby)
     text = ",".join(dict.fromkeys(direct))
-    return {**dict(member.found.system.proxies), "NO_PROXY": text, "no_proxy": text}
+    system = member.found.system
+    proxies = dict(proxy for proxy in system.proxies if proxy not in system.proxies_with_password)
+    return {**proxies, "NO_PROXY": text, "no_proxy": text}
 
 
 def token_path(folder: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from vllmdeploy.tools import ray
 
 _LEAST_FREE_MIB = 512
 _CLOCK_TOLERANCE_S = 120
+_RAY_ROLES = ("ray-head", "ray-worker")
 
 
 def role_of(found: FoundHost) -> Role:
@@ -51,17 +52,31 @@ def _of_host(wanted: Wanted, found: FoundHost) -> Iterable[str]:
                     f"{name}: a container named {stranger.name} is there already and is not"
                     f" ours ({stranger.image}): rename it, or choose another CLUSTER_NAME"
                 )
-    if found.cards.problem and not found.cards.cards:
+    # Cards that only /sys knows carry the same problem each.
+    if found.cards.problem and all(card.problem for card in found.cards.cards):
         yield f"{name}: {found.cards.vendor or 'accelerator'}: {found.cards.problem}"
     free = found.system.state_free_mib
     if free is not None and free < _LEAST_FREE_MIB:
         yield f"{name}: {free} MiB free in {found.access.layout.root}: at least {_LEAST_FREE_MIB}"
     yield from _taken_ports(wanted, found)
+    yield from _foreign_owner(found)
+
+
+def _foreign_owner(found: FoundHost) -> Iterable[str]:
+    """A node under another user must be given its folders, which only root can do."""
+    contents, access = found.contents, found.access
+    if contents is None or contents.uid == 0 or access.sudo_files:
+        return
+    if access.uid not in (0, contents.uid):
+        yield (
+            f"{found.host.name}: {found.image_name} runs as uid {contents.uid}, {access.user} is"
+            f" {access.uid} and may not hand folders over: allow sudo, or log in as root"
+        )
 
 
 def _taken_ports(wanted: Wanted, found: FoundHost) -> Iterable[str]:
     """Ports that Ray will need and somebody else holds. Our own running node is not somebody."""
-    if any(node.running for node in found.ours(wanted.cluster)):
+    if any(node.running and node.role in _RAY_ROLES for node in found.ours(wanted.cluster)):
         return
     planned = wanted.ports.of_head if found.host.head else wanted.ports.of_worker
     named: set[int] = set()
@@ -161,6 +176,10 @@ def remarks(wanted: Wanted, members: Sequence[FoundHost], places: Mapping[str, P
             )
         if clocks and system.clock and system.clock - min(clocks) > _CLOCK_TOLERANCE_S:
             said.append(f"{name}: its clock is {system.clock - min(clocks)} s ahead of others")
+        said += [
+            f"{name}: {variable} holds a password and is not passed on"
+            for variable, _ in system.proxies_with_password
+        ]
         if system.selinux == "Enforcing":
             said.append(f"{name}: SELinux is enforcing; containers run with label=disable")
         said.extend(_firewall(wanted, found, places, members))

@@ -29,6 +29,11 @@ class System:
     proxies: tuple[tuple[str, str], ...] = ()
 
     @property
+    def proxies_with_password(self) -> tuple[tuple[str, str], ...]:
+        """Whoever may list processes or containers would read them there."""
+        return tuple(proxy for proxy in self.proxies if "@" in proxy[1])
+
+    @property
     def arch(self) -> str:
         return ARCHITECTURES.get(self.machine, self.machine)
 
