@@ -195,14 +195,28 @@ def test_earlier_ejections_are_forgiven_by_time_in_service() -> None:
     assert length == 5.0
 
 
-def test_a_flapping_port_stays_out_longer_each_time_but_a_restart_does_not() -> None:
-    one, now, waits = ready(), 0.0, list[float]()
-    for _ in range(5):
+@pytest.mark.parametrize(("served_s", "waits"), [(1.0, [0, 5, 10, 20, 40]), (5.0, [0, 0, 0, 0, 0])])
+def test_a_flapping_port_stays_out_longer_each_time_but_a_restart_does_not(
+    served_s: float, waits: list[float]
+) -> None:
+    one, now, found = ready(), 0.0, list[float]()
+    for _ in waits:
         one.failed(now, Failure.REFUSED, (one,), middle)
-        waits.append(one.out_until - now)
-        now = one.out_until
-        bring_back(one, now)
-    assert waits == [0, 5, 10, 20, 40]
+        found.append(one.out_until - now)
+        bring_back(one, one.out_until)
+        now = one.out_until + served_s
+    assert found == waits
+
+
+def test_all_requests_that_one_death_lost_are_one_fault() -> None:
+    one, peers = ready(), fleet(3)
+    for _ in range(100):
+        one.failed(10.0, Failure.RESET, (one, *peers), middle, began=9.0)
+    assert (one.state, one.reason) == (State.SUSPECT, "connection lost before an answer")
+    one.failed(11.0, Failure.RESET, (one, *peers), middle, began=10.5)
+    assert one.failed(12.0, Failure.CUT, (one, *peers), middle, began=11.5) == Change(
+        12.0, State.SUSPECT, State.EJECTED, "3 faults in a row, last: connection lost in the answer"
+    )
 
 
 def test_a_failed_canary_keeps_an_ejected_one_out_for_longer() -> None:

@@ -9,6 +9,7 @@ from vllmdeploy.routing.retry import (
     Attempt,
     Budget,
     Verdict,
+    charged,
     delay,
     replayable,
     suspicious,
@@ -62,6 +63,11 @@ def test_a_request_is_tried_three_times_at_most_and_kills_two_instances_at_most(
             break
     assert tries <= 3
     assert suspicions <= 2
+
+
+def test_only_what_may_have_made_an_instance_work_is_charged_to_the_budget() -> None:
+    free = {failure for failure in Failure if not charged(failure)}
+    assert free == NEVER_PROCESSED - {Failure.BUSY}
 
 
 @pytest.mark.parametrize(

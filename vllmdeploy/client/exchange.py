@@ -49,15 +49,21 @@ class Exchange:
     """What is open of a call: its place at an instance and the connection. Closed exactly once."""
 
     def __init__(
-        self, fleet: Fleet, instance: Instance, connection: UpstreamConnection, head: AnswerHead
+        self,
+        fleet: Fleet,
+        instance: Instance,
+        connection: UpstreamConnection,
+        head: AnswerHead,
+        *,
+        began: float,
     ) -> None:
         self._fleet = fleet
         self._instance = instance
         self._connection = connection
         self._closed = False
-        self._began = asyncio.get_running_loop().time()
+        self._began = began
         self.status = head.status
-        self.headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in head.fields}
+        self.headers = _headers(head)
 
     @property
     def instance(self) -> str:
@@ -143,7 +149,9 @@ async def _tried(fleet: Fleet, call: Call, limits: Thresholds) -> Reply | Exchan
                 replayable=call.replayable,
                 suspicions=suspicions,
             )
-            again = retry.verdict(attempt, limits) is retry.Verdict.RETRY and fleet.may_retry()
+            again = retry.verdict(attempt, limits) is retry.Verdict.RETRY and (
+                not retry.charged(failed.failure) or fleet.may_retry()
+            )
             fleet.ended(instance, began, failed.failure)
             if not again:
                 raise failed.error from failed.__cause__
@@ -168,7 +176,7 @@ async def _attempt(fleet: Fleet, instance: Instance, call: Call) -> Reply | Exch
         instance.load.first_byte(loop.time() - began)
         failure = failure_of_status(head.status)
         if call.stream and failure is None:
-            return Exchange(fleet, instance, connection, head)
+            return Exchange(fleet, instance, connection, head, began=began)
         body = await connection.collect(_ANSWER_MAX)
     except UpstreamError as error:
         raise _Failed(failure_of(error), _named(instance, error)) from error
@@ -176,8 +184,12 @@ async def _attempt(fleet: Fleet, instance: Instance, call: Call) -> Reply | Exch
     if failure is not None:
         raise _Failed(failure, status_error(instance.upstream.id, head.status, body))
     fleet.ended(instance, began, None)
-    headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in head.fields}
-    return Reply(instance.upstream.id, head.status, headers, body)
+    return Reply(instance.upstream.id, head.status, _headers(head), body)
+
+
+def _headers(head: AnswerHead) -> dict[str, str]:
+    pairs = (line.decode("latin-1").partition(":") for line in head.lines)
+    return {name.lower(): value.strip() for name, _, value in pairs}
 
 
 def _named(instance: Instance, error: UpstreamError) -> APIConnectionError:

@@ -104,7 +104,7 @@ class Fleet:
             instance.health.succeeded(now)
         else:
             instance.load.end(now)
-            instance.health.failed(now, failure, self.peers(instance), random.random)
+            instance.health.failed(now, failure, self.peers(instance), random.random, began=began)
         self.lines.serve()
 
     def unused(self, instance: Instance) -> None:

@@ -37,6 +37,9 @@ its load to the next instance, which would then be full too."""
 PORT_CLOSED = frozenset({Failure.REFUSED, Failure.UNRESOLVED})
 """Nobody is there: no second observation is needed."""
 
+CONNECTION_LOST = frozenset({Failure.RESET, Failure.CUT})
+"""One death of an instance loses every request it held: together they are one fault."""
+
 MAY_BE_POISON = frozenset({Failure.RESET, Failure.CUT, Failure.HUNG, Failure.FIRST_BYTE_TIMEOUT})
 """The instance may have died of this very request."""
 

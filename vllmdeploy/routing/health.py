@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from vllmdeploy.routing.failure import NO_FAULT, PORT_CLOSED, Failure
+from vllmdeploy.routing.ejections import Record, may_eject
+from vllmdeploy.routing.failure import CONNECTION_LOST, NO_FAULT, PORT_CLOSED, Failure
 from vllmdeploy.routing.policies.base import Chance
 from vllmdeploy.routing.states import LEAVING, SERVING, Change, State
 from vllmdeploy.routing.thresholds import DEFAULTS, Thresholds
@@ -33,11 +34,11 @@ class Health:
         "_canary_tried_at",
         "_checks_failed",
         "_checks_passed",
-        "_ejections",
         "_faults",
+        "_lost_at",
         "_progress",
         "_progress_at",
-        "_returned_at",
+        "_record",
         "_thresholds",
         "_window",
         "busy_until",
@@ -67,11 +68,12 @@ class Health:
         self.slow_until = 0.0
         self.out_until = 0.0
         self._thresholds = thresholds
-        self._checks_failed = self._checks_passed = self._faults = self._ejections = 0
+        self._checks_failed = self._checks_passed = self._faults = 0
         self._canary_passed = not thresholds.canary or state is State.READY
         self._canary_tried_at = -math.inf
+        self._lost_at = -math.inf
         self._busy_for = 0.0
-        self._returned_at = now
+        self._record = Record(now, thresholds)
         self._progress = 0.0
         self._progress_at = now
         self._window = FaultWindow(thresholds.fault_window_s)
@@ -93,15 +95,26 @@ class Health:
         return None
 
     def failed(
-        self, now: float, failure: Failure, peers: Iterable[Health], chance: Chance
+        self,
+        now: float,
+        failure: Failure,
+        peers: Iterable[Health],
+        chance: Chance,
+        *,
+        began: float = math.inf,
     ) -> Change | None:
-        """`peers` are all that serve the same model, this one included."""
+        """`peers` are all that serve the same model, this one included. `began`: when the request
+        was sent."""
         if failure is Failure.BUSY:
             self._hold(now)
         if failure in PORT_CLOSED:
             return self._down(now, failure.value)
         if failure in NO_FAULT or not self.serving:
             return None
+        if failure in CONNECTION_LOST:
+            if began <= self._lost_at:
+                return None
+            self._lost_at = now
         limits = self._thresholds
         self._faults += 1
         self._window.count(now, fault=True)
@@ -237,37 +250,20 @@ class Health:
             self.reason = reason  # a model that loads has no port yet: nothing went down
             return None
         if self.serving:
-            # The first time it may return as soon as checks pass: a restart is no offence.
-            self._forgive(now)
-            penalty = self._penalty(self._ejections - 1) if self._ejections else 0.0
-            self.out_until = now + penalty
-            self._ejections += 1
+            self.out_until = now + self._record.went_down(now)
         return self._to(State.DOWN, now, reason)
 
     def _eject(
         self, now: float, reason: str, peers: Iterable[Health], chance: Chance
     ) -> Change | None:
         limits = self._thresholds
-        if self.serving and not _may_eject(self, peers, limits):
+        if self.serving and not may_eject(self, peers, limits):
             return self._suspect(now, f"{reason}; kept, too few others")
-        if self.serving:
-            self._forgive(now)
-        spread = 1 + limits.ejection_jitter * (2 * chance() - 1)
-        self.out_until = now + self._penalty(self._ejections) * spread
-        self._ejections += 1
+        self.out_until = now + self._record.ejected(now, chance, from_service=self.serving)
         self._faults = 0
         self._canary_passed = not limits.canary
         self._window.clear()
         return self._to(State.EJECTED, now, reason)
-
-    def _forgive(self, now: float) -> None:
-        calm = int((now - self._returned_at) / self._thresholds.ejection_forgiven_after_s)
-        self._ejections = max(0, self._ejections - calm)
-
-    def _penalty(self, earlier: int) -> float:
-        limits = self._thresholds
-        # The maximum is reached long before a shift by 32.
-        return min(limits.ejection_s * (1 << min(earlier, 32)), limits.ejection_max_s)
 
     def _may_return(self, now: float) -> bool:
         return now >= self.out_until and self._checks_passed >= self._thresholds.rise
@@ -278,7 +274,8 @@ class Health:
         if not self._canary_passed or not self._may_return(now):
             return None
         self._faults = 0
-        self.last_success_at = self._progress_at = self._returned_at = now
+        self.last_success_at = self._progress_at = now
+        self._record.returned(now)
         self.slow_until = now + self._thresholds.slow_start_s
         return self._to(State.READY, now, "checks pass")
 
@@ -288,13 +285,3 @@ class Health:
         limits = self._thresholds
         self._busy_for = min(max(2 * self._busy_for, limits.busy_hold_s), limits.busy_hold_max_s)
         self.busy_until = now + self._busy_for
-
-
-def _may_eject(one: Health, peers: Iterable[Health], limits: Thresholds) -> bool:
-    """Never the last that serves, and never more of them than the share allowed."""
-    total = ejected = others_serving = 0
-    for peer in peers:
-        total += 1
-        ejected += peer.state is State.EJECTED
-        others_serving += peer.serving and peer is not one
-    return others_serving > 0 and ejected + 1 <= limits.ejected_share_max * total

@@ -62,6 +62,12 @@ def replayable(method: str, path: str, *, stored: bool = True) -> bool:
     return method == "POST" and path in _REPLAYABLE_POSTS
 
 
+def charged(failure: Failure) -> bool:
+    """Whether a retry is taken from the budget. Where no connection came about no instance has
+    done any work, so there is nothing for the budget to protect."""
+    return failure is Failure.BUSY or failure not in NEVER_PROCESSED
+
+
 def suspicious(failure: Failure) -> bool:
     return failure in MAY_BE_POISON
 
