@@ -21,6 +21,7 @@ from vllmdeploy.cli import (
     gateway,
     init,
     keys,
+    model,
     node,
     output,
     service,
@@ -122,3 +123,4 @@ app.add_typer(export.app, name="export")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(keys.app, name="keys")
 app.add_typer(batch.app, name="batch")
+app.add_typer(model.app, name="model")

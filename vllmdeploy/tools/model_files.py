@@ -21,7 +21,8 @@ _HASH_AT_ONCE = 4
 class FoundModel:
     """One folder below MODEL_PATH. `incoming` is a copy that is not finished.
 
-    `ready` is what the READY marker says, `digest` the sha256 of MANIFEST.json as it is there.
+    `ready` is what the READY marker says, `digest` the sha256 of MANIFEST.json as it is there,
+    `expected` the size that an unfinished copy will have, 0 if nobody knows.
     """
 
     name: str
@@ -29,6 +30,7 @@ class FoundModel:
     tree: Tree
     ready: str = ""
     digest: str = ""
+    expected: int = 0
 
     @property
     def marked(self) -> bool:
@@ -73,6 +75,7 @@ look() (
   if [ -f $meta/READY ]; then printf 'ready %s\n' "$(head -c 64 $meta/READY)"; fi
   if [ -f $meta/MANIFEST.json ]; then
     printf 'digest %s\n' "$(sha256sum < $meta/MANIFEST.json | head -c 64)"; fi
+  if [ -f $meta/TOTAL ]; then printf 'expected %s\n' "$(head -c 20 $meta/TOTAL)"; fi
   find . -path ./$meta -prune -o -type f -exec stat -c 'file %s %n' {} + 2>/dev/null \
     || printf 'odd .\n'
   find . -path ./$meta -prune -o -type l -exec sh -c 'for path; do
@@ -118,6 +121,7 @@ class _Model:
     reading: Reading
     ready: str = ""
     digest: str = ""
+    expected: int = 0
 
     def found(self) -> FoundModel:
         return FoundModel(
@@ -126,6 +130,7 @@ class _Model:
             tree=self.reading.tree(),
             ready=self.ready,
             digest=self.digest,
+            expected=self.expected,
         )
 
 
@@ -142,6 +147,8 @@ def _parse_look(result: Result) -> FoundStore:
                 models[-1].ready = rest
             case "digest" if models:
                 models[-1].digest = rest
+            case "expected" if models:
+                models[-1].expected = int(rest) if rest.isdigit() else 0
             case _ if models:
                 models[-1].reading.line(line)
             case "free":
@@ -235,6 +242,37 @@ def write_manifest(place: ModelPlace, manifest: Manifest) -> Command:
     """For a folder that somebody put there by hand, or one that was repaired in place."""
     text = script(_WRITE_MANIFEST, place.root, place.name, stdin=manifest.text, root=True)
     return text.within(120)
+
+
+# $1 MODEL_PATH, $2 the name, $3 its size. An unfinished copy of it may be there already.
+_BEGIN = """
+set -eu
+umask 022
+mkdir -p "$1/.incoming"
+incoming=$1/.incoming/$2
+if [ -L "$1/.incoming" ] || [ -L "$incoming" ]; then echo "$incoming is a link" >&2; exit 1; fi
+mkdir -p "$incoming/.vllmdeploy"
+rm -rf "$incoming/.cache"
+printf '%s\n' "$3" > "$incoming/.vllmdeploy/TOTAL"
+found=$(find "$incoming" ! -type f ! -type d | head -n 1)
+[ -z "$found" ] || { echo "$found is neither a file nor a folder; remove it" >&2; exit 1; }
+"""
+
+
+def begin(place: ModelPlace, total: int) -> Command:
+    """The incoming folder, with nothing in it that could lead out of it."""
+    return script(_BEGIN, place.root, place.name, str(total), root=True).within(120)
+
+
+def discard(folder: str, paths: Sequence[str]) -> Command:
+    """Remove these files, which are no part of the model."""
+    names = "".join(f"./{path}\0" for path in paths).encode()
+    return script('cd "$1" && xargs -0 rm -f --', folder, stdin=names, root=True).within(300)
+
+
+def unmark(place: ModelPlace) -> Command:
+    """From here on nobody takes it for whole."""
+    return script('rm -f -- "$1/.vllmdeploy/READY"', place.folder, root=True)
 
 
 # The name is checked to be one plain part, and the folder to be really there: never through a
