@@ -11,9 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.rig.claim import WORKTREE
 from tests.rig.programs import RigError, run
 
 IMAGE = "vllmdeploy-rig:base"
+ENGINE = WORKTREE / ".venv-engine"
+MODELS = WORKTREE / ".cache/models"
 # python3 brings the libraries that any interpreter mounted into the image needs.
 INCLUDED = ("python3", "libnuma1", "libgomp1")
 
@@ -97,13 +100,25 @@ def tar_into(folder: Path, argv: tuple[str, ...]) -> None:
 
 
 def shown_folders() -> tuple[str, ...]:
-    """What hosts and containers see of this machine, read-only: Python and its packages."""
-    folders = (sys.base_prefix, sys.prefix)
+    """What hosts and containers see of this machine, read-only: Python, its packages, and what
+    scripts/engine.sh made, where it has run."""
+    engine = (base_of(ENGINE), str(ENGINE), str(MODELS)) if ENGINE.exists() else ()
+    folders = (sys.base_prefix, sys.prefix, *engine)
     return tuple(dict.fromkeys(folder for folder in folders if folder != "/usr"))
 
 
-def docker_args() -> str:
-    """EXTRA_DOCKER_ARGS under which the plain base has Ray."""
+def base_of(environment: Path) -> str:
+    """Where the interpreter of a virtual environment was installed."""
+    found = re.search(
+        r"^home *= *(.+)/bin$", (environment / "pyvenv.cfg").read_text(), re.MULTILINE
+    )
+    if not found:
+        raise RigError(f"{environment}/pyvenv.cfg names no home")
+    return found.group(1)
+
+
+def docker_args(environment: str = sys.prefix) -> str:
+    """EXTRA_DOCKER_ARGS under which the plain base has what is in a virtual environment."""
     mounts = " ".join(f"-v {folder}:{folder}:ro" for folder in shown_folders())
-    path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    path = f"{environment}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return f"{mounts} -e PATH={path}"

@@ -58,16 +58,18 @@ def up(
     if dry_run or offline:
         show_plan(here, _decided(here, offline=offline, cards=cards))
         return
-    from vllmdeploy.workflows import cluster
+    from vllmdeploy.workflows import cluster, service
 
     with here.session(here.loaded()) as session:
         session.need_all()
         with cluster.locked(session, "up") as stop:
             found = session.look_at_all()
-            decided = cluster.decide_up(session, found)
+            decided = service.decide_up(session, found)
 
             def with_images(on_event: OnEvent) -> Plan:
-                return cluster.decide_with_images(session, found, on_event, stop)
+                return cluster.decide_with_images(
+                    session, found, on_event, stop, decide=service.decide_up
+                )
 
             carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
 
@@ -167,7 +169,7 @@ def unlock(context: typer.Context, *, yes: Yes = False) -> None:
 
 
 def _decided(here: World, *, offline: bool, cards: int) -> Plan:
-    from vllmdeploy.workflows import cluster
+    from vllmdeploy.workflows import service
 
     loaded = here.loaded()
     if offline:
@@ -175,7 +177,7 @@ def _decided(here: World, *, offline: bool, cards: int) -> Plan:
 
         return decide_offline(loaded, cards=cards)
     with here.session(loaded) as session:
-        return cluster.decide_up(session, session.look_at_all())
+        return service.decide_up(session, session.look_at_all())
 
 
 def _show_status(here: World, seen: FleetStatus) -> None:

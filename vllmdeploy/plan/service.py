@@ -119,6 +119,8 @@ def _file(
         environment={
             # Without it the driver would take any Ray of this machine, or start one of its own.
             "RAY_ADDRESS": f"{found.head.place.ip}:{wanted.ports.gcs}",
+            # `-m` would import what lies in the folder that it happens to be started in.
+            "PYTHONSAFEPATH": "1",
             # A new number is a new engine, also where nothing else changed.
             _GENERATION: str(service.generation),
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -32,17 +32,25 @@ def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
     return plan_up(session.wanted, groups, payload, session.supervisor)
 
 
+Deciding = Callable[[Session, Mapping[str, FoundHost]], Plan]
+
+
 def decide_with_images(
-    session: Session, found: Mapping[str, FoundHost], on_event: OnEvent, stop: Stop
+    session: Session,
+    found: Mapping[str, FoundHost],
+    on_event: OnEvent,
+    stop: Stop,
+    *,
+    decide: Deciding = decide_up,
 ) -> Plan:
     """Pull what is missing and decide anew: only then is it known what the images hold."""
     pulls = plan_pulls(session.wanted, decide_groups(session, found))
     if not pulls.steps:
-        return decide_up(session, found)
+        return decide(session, found)
     for outcome in execute(pulls, session.shells, on_event, stop=stop):
         if outcome.error:
             raise outcome.error
-    return decide_up(session, session.look_at_all())
+    return decide(session, session.look_at_all())
 
 
 def decide_groups(session: Session, found: Mapping[str, FoundHost]) -> dict[str, GroupPlan]:

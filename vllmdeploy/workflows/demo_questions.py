@@ -52,9 +52,11 @@ def _ask(client: httpx.Client, route: str, body: dict[str, Any]) -> Answered:
     began = time.monotonic()
     try:
         answer = client.post(route, json={"temperature": 0, **body})
-        answer.raise_for_status()
     except httpx.HTTPError as error:
         raise NotHealthy(f"the demo's API does not answer {route}: {error}") from error
+    if answer.status_code != httpx.codes.OK:
+        why = answer.text[:500]
+        raise NotHealthy(f"the demo's API answers {route} with {answer.status_code}: {why}")
     seconds = time.monotonic() - began
     shown = cast("dict[str, Any]", answer.json())
     return Answered(

@@ -27,7 +27,7 @@ from vllmdeploy.plan.service_wanted import (
     inside,
 )
 from vllmdeploy.tools import files, vllm
-from vllmdeploy.tools.vllm_engine import Task, parse_engines
+from vllmdeploy.tools.vllm_engine import EngineState, Task, parse_engines
 from vllmdeploy.tools.vllm_model import FoundModel, folder
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster
@@ -247,14 +247,23 @@ def _unrouted(
     return (steps.drain(ground, service, routed),)
 
 
-def with_services(session: Session, found: Mapping[str, FoundHost], plan: Plan) -> Plan:
-    """`up`'s plan with what brings the stored services and their gateway back."""
-    seen = look(session, found=found)
+def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
+    """The whole fleet: its Ray nodes, and where services are stored, those and their gateway."""
+    plan = cluster.decide_up(session, found)
+    heads = [found[host.name] for host in session.fleet.hosts if host.head]
+    kept = [
+        ask_one(session.shells[head.host.name], stored(head.access.layout.services), head.access)
+        for head in heads
+    ]
+    return _with_services(session, look(session, found=found), plan) if any(kept) else plan
+
+
+def _with_services(session: Session, seen: Seen, plan: Plan) -> Plan:
     if not seen.services:
         return plan
     draft = Draft(list(plan.steps), list(plan.notes))
     awaited: list[str] = []
-    for name, group in seen.groups.items():
+    for group in seen.groups.values():
         ground = Ground(
             draft=draft,
             wanted=session.wanted,
@@ -264,9 +273,9 @@ def with_services(session: Session, found: Mapping[str, FoundHost], plan: Plan) 
         hosts = {member.name for member in group.members}
         before = tuple(step.key for step in plan if step.host in hosts)
         for service in group.services:
-            state = group.engines.get(service.name)
-            if before or state is None or state.state != "running":
-                cause = "its spec is stored here" if before else state.words if state else name
+            state = group.engines.get(service.name) or EngineState(state="not running")
+            if before or state.state != "running":
+                cause = "its spec is stored here" if before else state.words
                 awaited.append(steps.await_answer(ground, service, cause, before, fresh=False))
     _offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
     return draft.finished()
