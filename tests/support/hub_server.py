@@ -41,13 +41,17 @@ class HubRepo:
 
 @dataclass
 class Hub:
-    """What the server knows; tests change it while it runs."""
+    """What the server knows; tests change it while it runs.
+
+    With `hold` set, large content stops in the middle until the event comes; `held` counts them.
+    """
 
     repos: dict[str, HubRepo]
     endpoint: str = ""
     content: str = ""
     asked: list[str] = field(default_factory=list[str])
     hold: threading.Event | None = None
+    held: threading.Semaphore = field(default_factory=threading.Semaphore)
 
     def downloads(self) -> list[str]:
         """Paths of the files whose content was asked for, in order."""
@@ -269,6 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.known.hold and status in (200, 206) and len(body) > 100_000:
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
+            self.known.held.release()
             self.known.hold.wait(60)
             self.close_connection = True
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Mapping
 
 from vllmdeploy.tools.hub import HubTrouble, Trouble
@@ -12,7 +14,7 @@ _NETWORK = frozenset(("httpx", "httpx2", "httpcore", "httpcore2", "requests", "u
 def read(error: Exception, known: Mapping[str, Trouble]) -> HubTrouble | None:
     """`known` goes from the special to the general; then the status, then the network decides.
 
-    None is a bug. An OSError with a file name is about this machine's disk.
+    None is a bug. What is left of OSError is about this machine's disk.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     found = next((trouble for name, trouble in known.items() if name in names), None)
@@ -20,7 +22,7 @@ def read(error: Exception, known: Mapping[str, Trouble]) -> HubTrouble | None:
     if found is None and is_network(error):
         found = Trouble.UNREACHABLE
     if found is None and isinstance(error, OSError):
-        found = Trouble.UNREACHABLE if error.filename is None else Trouble.OTHER
+        found = Trouble.OTHER
     return HubTrouble(found, words(error), after_s=_after(error)) if found else None
 
 
@@ -30,6 +32,8 @@ def status_of(error: Exception) -> int | None:
 
 
 def is_network(error: Exception) -> bool:
+    if isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)):
+        return True
     return bool(_NETWORK & {kind.__module__.split(".")[0] for kind in type(error).__mro__})
 
 
