@@ -201,6 +201,7 @@ def test_an_image_is_read() -> None:
         python_path="/opt/a:/opt/b",
         labels={"k": "v"},
     )
+    assert found is not None
     assert found.short == "abababababab"
 
 

@@ -71,7 +71,7 @@ def test_proxies_with_a_password_are_told_apart() -> None:
 SS = """\
 State    Recv-Q   Send-Q     Local Address:Port     Peer Address:Port  Process
 LISTEN   0  128  0.0.0.0:22  0.0.0.0:*  users:(("sshd",pid=812,fd=3))
-LISTEN   0  4096  127.0.0.53%lo:53  0.0.0.0:*  users:(("systemd-resolve",pid=5,fd=1),("x",pid=6,fd=1))
+LISTEN   0  4096  127.0.0.53%lo:53  0.0.0.0:*  users:(("resolve",pid=5,fd=1),("x",pid=6,fd=1))
 LISTEN   0        128                 [::]:8000             [::]:*
 LISTEN   0  5  *:6379  *:*  users:(("redis (a)",pid=77,fd=6))
 LISTEN   0        5                      *:²                *:*
@@ -83,7 +83,7 @@ ESTAB    0        0          10.0.0.1:22         10.0.0.2:5000
 def test_listeners_are_read_with_and_without_their_program() -> None:
     assert LISTENERS.parse(Result(0, SS)) == (
         Listener(port=22, address="0.0.0.0", pid=812, program="sshd"),
-        Listener(port=53, address="127.0.0.53%lo", pid=5, program="systemd-resolve"),
+        Listener(port=53, address="127.0.0.53%lo", pid=5, program="resolve"),
         Listener(port=8000, address="[::]"),
         Listener(port=6379, address="*", pid=77, program="redis (a)"),
     )
