@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllmdeploy.cli import output
-from vllmdeploy.cli.context import World, world
+from vllmdeploy.cli import model_sync, output
+from vllmdeploy.cli.context import World, terminal, world
 from vllmdeploy.errors import EXIT_COMMAND, UsageError, VllmdeployError
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def download(
         else:
             done = _downloaded(here, session, seen, request, sync=sync, dry_run=dry_run, yes=yes)
         if done:
-            _sync(session, done, sync=sync)
+            _sync(here, session, done, sync=sync)
+
+
+app.command()(model_sync.sync)
 
 
 @app.command(name="list")
@@ -257,11 +260,15 @@ def _say_ready(here: World, seen: SeenModels, name: str, manifest: Manifest) -> 
     output.say(f"{seen.head}: {name} is ready, {len(manifest.files)} files, every hash verified")
 
 
-def _sync(session: Session, name: str, *, sync: bool | None) -> None:
+def _sync(here: World, session: Session, name: str, *, sync: bool | None) -> None:
     others = [host for host in session.fleet.hosts if host.name != session.lead.name]
     if not others or sync is False:
         return
-    output.say(f"to bring it to {len(others)} other hosts: vllmdeploy model sync {name}")
+    asked = sync is None and terminal() and not here.json
+    if sync or (asked and typer.confirm(f"Bring {name} to {len(others)} other hosts?", err=True)):
+        model_sync.sync_downloaded(here, session, name)
+    else:
+        output.say(f"to bring it to {len(others)} other hosts: vllmdeploy model sync {name}")
 
 
 def _judged(

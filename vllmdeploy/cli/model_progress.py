@@ -66,6 +66,16 @@ def hashing() -> Generator[OnBytes]:
         yield lambda host, done, total: plain.tell(line(host, done, total))
 
 
+@contextmanager
+def line() -> Generator[Callable[[str], None]]:
+    """Whatever text is told last, on a terminal; now and then a line of it elsewhere."""
+    if sys.stderr.isatty():
+        with _live() as update:
+            yield update
+    else:
+        yield _Plain().tell
+
+
 class _Plain:
     """Nothing in the first seconds: what is done by then needs no progress."""
 

@@ -82,15 +82,16 @@ class Swarm:
     ) -> None:
         """A host with the pieces it has by now; it may come while others are at work."""
         bits = sum({1 << number for number in has})
-        peer = Peer(name, has=bits, receives=receives, serves=serves, direct=direct)
-        self.peers[name] = peer
+        known = self.peers.get(name)
+        arriving = known.arriving if known else 0
+        self.peers[name] = Peer(
+            name, has=bits, arriving=arriving, receives=receives, serves=serves, direct=direct
+        )
 
-    def leave(self, name: str) -> None:
-        """Out of reach: nothing comes from it and nothing goes there any more."""
-        for transfer in self.running:
-            if name in (transfer.source, transfer.target):
-                self._ended(transfer)
-        self.peers.pop(name, None)
+    def lost(self, name: str) -> None:
+        """Out of reach: nothing new is asked of it. What runs there ends, and is told, by itself:
+        a transfer that is taken for dead may still write."""
+        self.peers[name].receives = self.peers[name].serves = False
 
     def complete(self, name: str) -> bool:
         return name in self.peers and self.peers[name].has == self.everything
@@ -98,6 +99,10 @@ class Swarm:
     @property
     def running(self) -> tuple[Transfer, ...]:
         return tuple(one.transfer for one in self._running.values())
+
+    def missing(self, name: str) -> tuple[Piece, ...]:
+        lacks = self.everything & ~self.peers[name].has if name in self.peers else self.everything
+        return tuple(piece for piece in self.pieces if piece.bit & lacks)
 
     @property
     def hopeless(self) -> tuple[str, ...]:
@@ -158,7 +163,7 @@ class Swarm:
         self._barred[pair] = (now + wait, times + 1)
 
     def _ended(self, transfer: Transfer) -> bool:
-        """False where it was forgotten because one of its hosts left."""
+        """False where it was told before."""
         if self._running.pop(transfer.number, None) is None:
             return False
         self.peers[transfer.target].arriving &= ~transfer.piece.bit

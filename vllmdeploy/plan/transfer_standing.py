@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from vllmdeploy.plan import models
+from vllmdeploy.plan.models import State
+from vllmdeploy.plan.models_files import size_text
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.model_files import FoundModel, FoundStore
 
@@ -44,28 +47,32 @@ class Stand:
 def stand(store: FoundStore, manifest: Manifest, name: str) -> Stand:
     """Decide for one host; what is refused is refused before anything is touched."""
     found, incoming = store.model(name), store.incoming(name)
-    if found is None:
-        there = _there(incoming, manifest) if incoming else 0
-        return _with_room(
-            store, manifest, Stand(Standing.PARTIAL if incoming else Standing.ABSENT, there)
-        )
-    if found.ready == found.digest == manifest.digest:
-        return Stand(Standing.READY, manifest.total)
-    if found.marked:
-        return Stand(
-            Standing.REFUSED,
-            why=f"another {name} is there, with other files",
-            hint=f"`vllmdeploy model remove {name}` there first, or give this one another name",
-        )
-    if found.digest == manifest.digest and incoming is None:
-        unfinished = Stand(Standing.UNFINISHED, _there(found, manifest))
-        return _with_room(store, manifest, unfinished)
-    if not found.digest and found.tree.sizes == _sizes(manifest):
+    match models.standing(store, name, manifest).state:
+        case State.READY:
+            return Stand(Standing.READY, manifest.total)
+        case State.ABSENT | State.PARTIAL:
+            kind = Standing.PARTIAL if incoming else Standing.ABSENT
+            return _with_room(store, manifest, Stand(kind, _there(incoming, manifest)))
+        case State.OTHER:
+            return Stand(
+                Standing.REFUSED,
+                why=f"another {name} is there, with other files",
+                hint=f"`vllmdeploy model remove {name}` there, or give this one another name",
+            )
+        case State.UNMARKED | State.CORRUPT if found is not None and found.digest:
+            unfinished = Stand(Standing.UNFINISHED, _there(found, manifest))
+            return _with_room(store, manifest, unfinished)
+        case State.UNMARKED | State.CORRUPT:
+            return _by_hand(found, manifest, name)
+
+
+def _by_hand(found: FoundModel | None, manifest: Manifest, name: str) -> Stand:
+    if found is not None and found.tree.sizes == _sizes(manifest):
         return Stand(Standing.BY_HAND, manifest.total)
     return Stand(
         Standing.REFUSED,
-        why=f"a folder {name} is there that is not ours and differs",
-        hint="move it away, or take it in with `vllmdeploy model verify`",
+        why=f"a folder {name} is there that was put there by hand and differs",
+        hint="move it away, or remove it there",
     )
 
 
@@ -77,19 +84,15 @@ def _with_room(store: FoundStore, manifest: Manifest, found: Stand) -> Stand:
     return Stand(
         Standing.REFUSED,
         found.there,
-        why=f"{_gib(missing)} are to come and {_gib(free)} are free",
+        why=f"{size_text(missing)} are to come and {size_text(free)} are free",
         hint="make room below MODEL_PATH, or leave that host out with --nodes",
     )
 
 
-def _there(found: FoundModel, manifest: Manifest) -> int:
-    sizes = found.tree.sizes
+def _there(found: FoundModel | None, manifest: Manifest) -> int:
+    sizes = found.tree.sizes if found else {}
     return sum(min(sizes.get(file.path, 0), file.size) for file in manifest.files)
 
 
 def _sizes(manifest: Manifest) -> Mapping[str, int]:
     return {file.path: file.size for file in manifest.files}
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

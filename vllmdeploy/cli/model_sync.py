@@ -1,0 +1,170 @@
+"""`model sync`: show what every host would get, ask, bring it, and say who has it now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vllmdeploy.cli import output
+from vllmdeploy.cli.carry import show_plan
+from vllmdeploy.cli.context import World, world
+from vllmdeploy.errors import UsageError
+from vllmdeploy.plan.models_files import size_text
+
+if TYPE_CHECKING:
+    from vllmdeploy.effects.execute import Stop
+    from vllmdeploy.effects.transfer_events import Progress, SyncEvent
+    from vllmdeploy.workflows.session import Session
+    from vllmdeploy.workflows.sync import Job, Options, Synced
+
+_RATE = re.compile(r"(\d+)([kmg]?)", re.IGNORECASE)
+_KIB = {"": 1, "k": 1, "m": 1024, "g": 1024 * 1024}
+_SHOWN_HOSTS = 8
+
+
+def sync(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The model's folder in MODEL_PATH.")],
+    *,
+    bwlimit: Annotated[
+        str, typer.Option(help="Most that one host sends or receives a second: 800k, 100m, 1g.")
+    ] = "",
+    interface: Annotated[
+        str, typer.Option(help="Interface for the data. Default: the fastest shared network.")
+    ] = "auto",
+    through_control: Annotated[
+        bool, typer.Option("--through-control", help="Hosts may not reach each other.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every command and its cause; run none.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Bring a model to every host; each finished host helps the others. READY comes last.
+
+    Example: vllmdeploy model sync Llama-3-8B-instruct --bwlimit 500m
+    """
+    from vllmdeploy.workflows import sync as workflow
+
+    here = world(context)
+    options = workflow.Options(
+        interface=interface, limit_kib_s=kib_per_second(bwlimit), through_control=through_control
+    )
+    with here.session(here.loaded()) as session:
+        if dry_run:
+            job = workflow.look_at(session, name, options)
+            show_plan(here, workflow.decide(session, job))
+        else:
+            with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+                bring(here, session, name, options, stop, yes=yes)
+        for failure in session.failures.values():
+            raise failure
+
+
+def kib_per_second(text: str) -> int | None:
+    """`800k`, `100m`, `1g`: bytes a second in powers of 1024; a plain number counts KiB."""
+    if not text:
+        return None
+    found = _RATE.fullmatch(text)
+    rate = int(found[1]) * _KIB[found[2].lower()] if found else 0
+    if not rate:
+        raise UsageError(f"--bwlimit {text}: not a rate", hint="as 800k, 100m or 1g")
+    return rate
+
+
+def sync_downloaded(here: World, session: Session, name: str) -> None:
+    """Right after a download: the question was asked there."""
+    from vllmdeploy.workflows import sync as workflow
+
+    with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+        bring(here, session, name, workflow.Options(), stop, yes=True)
+
+
+def bring(
+    here: World, session: Session, name: str, options: Options, stop: Stop, *, yes: bool
+) -> None:
+    """Ask, carry out, conclude; the exit code is that of the first host that failed."""
+    from vllmdeploy.workflows import sync as workflow
+
+    job = workflow.look_at(session, name, options)
+    decided = workflow.decide(session, job)
+    for note in decided.notes:
+        output.say(f"note: {note}")
+    if job.targets:
+        for step in decided:
+            output.say(output.step_line(step))
+        missing = sum(job.manifest.total - job.stands[host].there for host in job.targets)
+        question = f"Bring {name} to {len(job.targets)} hosts ({size_text(missing)})?"
+        output.confirm(question, yes=yes)
+    with shown(name) as on_event:
+        synced = workflow.carry_out(session, job, lambda event: None, on_event, stop)
+    conclude(here, job, synced)
+
+
+def conclude(here: World, job: Job, synced: Synced) -> None:
+    if here.json:
+        output.document(
+            {
+                "model": job.place.name,
+                "digest": job.manifest.digest,
+                "bytes": job.manifest.total,
+                "had": list(job.sources),
+                "done": list(synced.done),
+                "shared": dict(synced.shared),
+                "failed": {host: error.message for host, error in synced.failed.items()},
+                "received_bytes": synced.wire,
+            }
+        )
+    for error in synced.failed.values():
+        output.error(error)
+    for error in synced.failed.values():
+        raise typer.Exit(error.exit_code)
+    have = len(synced.done) + len(job.sources)
+    output.say(f"{job.place.name} is ready on {have} hosts ({size_text(synced.wire)} received)")
+
+
+@contextmanager
+def shown(name: str) -> Generator[Callable[[SyncEvent], None]]:
+    """A live line on a terminal; elsewhere a plain one now and then, and one for every host."""
+    from vllmdeploy.cli import model_progress
+    from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, Joined, Progress
+
+    with model_progress.line() as tell:
+
+        def on_event(event: SyncEvent) -> None:
+            match event:
+                case Progress():
+                    tell(progress_text(name, event))
+                case HostDone(host, seconds):
+                    output.say(f"{host}: {name} is ready, after {seconds:.1f} s")
+                case HostFailed(host, error):
+                    output.say(f"{host}: failed: {error.message}")
+                case Again(host, text):
+                    output.say(f"{host}: once more: {text}")
+                case Joined(host, there):
+                    output.say(f"{host}: takes part, {size_text(there)} are there")
+
+        yield on_event
+
+
+def progress_text(name: str, progress: Progress) -> str:
+    """`NAME: 45 % of 3 hosts, 123.0 MiB/s, 2:07 left; a 40 %, b 50 %, c 45 %`."""
+    from vllmdeploy.cli.model_progress import time_text
+    from vllmdeploy.plan.models_files import size_text
+
+    total = progress.total * len(progress.there)
+    share = 100 * sum(progress.there.values()) // total if total else 0
+    parts = [f"{name}: {share} % of {len(progress.there)} hosts"]
+    if progress.rate:
+        parts.append(f"{size_text(progress.rate)}/s")
+    if progress.left_s is not None:
+        parts.append(f"{time_text(progress.left_s)} left")
+    slowest = sorted(progress.there.items(), key=lambda each: each[1])[:_SHOWN_HOSTS]
+    hosts = ", ".join(
+        f"{host} {100 * there // max(progress.total, 1)} %" for host, there in slowest
+    )
+    return ", ".join(parts) + (f"; {hosts}" if hosts else "")

@@ -1,0 +1,313 @@
+"""`model sync`: bring a model to every host, each finished one helping the others."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from vllmdeploy.core.command import Command, check
+from vllmdeploy.core.layout import Layout
+from vllmdeploy.core.plan import Draft, Plan, Run, Step
+from vllmdeploy.effects import lock as holding
+from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.execute import OnEvent, Outcome, Stop, execute
+from vllmdeploy.effects.fanout import each
+from vllmdeploy.effects.shell import Shell
+from vllmdeploy.effects.transfer import Distribution, Work
+from vllmdeploy.effects.transfer_events import OnSyncEvent
+from vllmdeploy.effects.transfer_pull import Freight, HostShell, Party
+from vllmdeploy.errors import CommandFailed, Locked, VllmdeployError
+from vllmdeploy.plan.network import AUTO
+from vllmdeploy.plan.transfer import LANES
+from vllmdeploy.plan.transfer_keys import plan_keys
+from vllmdeploy.plan.transfer_pieces import pieces_of
+from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
+from vllmdeploy.tools import lock, model_files, rsync, stores, sync_keys
+from vllmdeploy.tools.access import Access
+from vllmdeploy.tools.manifest import Manifest
+from vllmdeploy.tools.manifest_names import ModelPlace, place_of
+from vllmdeploy.tools.sync_keys import KeyPair
+from vllmdeploy.workflows.cluster import head_access
+from vllmdeploy.workflows.session import Session
+from vllmdeploy.workflows.sync_host import HostWork, refusal
+from vllmdeploy.workflows.sync_look import Seen, look, manifest_of, stores_asked, with_roads
+
+_ASKED_EVERY_S = 2.0
+_NOT_YET = KeyPair(b"", "ssh-ed25519 (made when it runs)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`limit_kib_s`: what one host may send, and receive, in all."""
+
+    interface: str = AUTO
+    limit_kib_s: int | None = None
+    through_control: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One model, who has it, who gets it, and who cannot."""
+
+    place: ModelPlace
+    manifest: Manifest
+    options: Options
+    seen: Mapping[str, Seen]
+    stands: Mapping[str, Stand]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self._standing(Standing.READY)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        takes = (Standing.ABSENT, Standing.PARTIAL, Standing.UNFINISHED, Standing.BY_HAND)
+        return self._standing(*takes)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        return self._standing(Standing.REFUSED)
+
+    def _standing(self, *which: Standing) -> tuple[str, ...]:
+        return tuple(name for name, one in self.stands.items() if one.standing in which)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced:
+    """What came of it. `wire` counts the bytes that came to hosts; `shared` hosts see the model
+    of another one."""
+
+    done: tuple[str, ...]
+    failed: Mapping[str, VllmdeployError]
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])
+    wire: int = 0
+
+
+def look_at(session: Session, name: str, options: Options) -> Job:
+    """Everything that decides; nothing is changed by looking."""
+    place = place_of(session.settings.model_path, name)
+    seen = look(session, place)
+    manifest = manifest_of(session, seen, place)
+    seen, notes = with_roads(
+        session, seen, interface=options.interface, through_control=options.through_control
+    )
+    stands = {host: stand(one.store, manifest, name) for host, one in seen.items()}
+    return Job(
+        place=place, manifest=manifest, options=options, seen=seen, stands=stands, notes=notes
+    )
+
+
+def decide(session: Session, job: Job, pair: KeyPair = _NOT_YET) -> Plan:
+    """The plan to show: keys where they are missing, then what every host gets.
+
+    Who sends what to whom is decided while it runs; shown is the first piece from the first
+    host that has it.
+    """
+    draft = Draft(notes=list(job.notes))
+    needs: dict[str, tuple[str, ...]] = {}
+    if job.targets:
+        for step in _keys_plan(session, job, pair):
+            needs[step.host] = (*needs.get(step.host, ()), draft.add(step))
+    for name in job.targets:
+        cause = job.stands[name].cause(job.manifest.total)
+        for verb, command in _shown(job, name):
+            key = draft.add(
+                Step(
+                    host=name,
+                    verb=verb,
+                    subject=f"model {job.place.name}",
+                    cause=cause,
+                    action=Run(job.seen[name].member.access.of(command)),
+                    needs=needs.get(name, ()),
+                )
+            )
+            needs[name] = (key,)
+    for name in job.refused:
+        draft.note(f"{name}: left out: {job.stands[name].why}")
+    return draft.finished()
+
+
+def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
+    piece = pieces_of(job.manifest)[0]
+    source, member = job.seen[job.sources[0]].member, job.seen[name].member
+    if source.road is not None and source.direct and member.direct:
+        wanted = rsync.Pull(
+            place=job.place,
+            number=piece.number,
+            paths=piece.paths,
+            size=piece.size,
+            limit_kib_s=_per_stream(job.options),
+        )
+        receive = rsync.pull(wanted, source.road, sync_keys.keys(member.access.layout))
+    elif len(piece.paths) == 1:
+        receive = rsync.take_file(job.place, piece.paths[0], 0)
+    else:
+        receive = rsync.take_files(job.place)
+    return (
+        ("receive", receive),
+        ("publish", model_files.publish(job.place, job.manifest)),
+        ("mark ready", model_files.mark_ready(job.place, job.manifest)),
+    )
+
+
+def _per_stream(options: Options) -> int | None:
+    return max(1, options.limit_kib_s // LANES) if options.limit_kib_s else None
+
+
+def _keys_plan(session: Session, job: Job, pair: KeyPair) -> Plan:
+    members = [job.seen[name].member for name in (*job.sources, *job.targets)]
+    return plan_keys(members, session.wanted.cluster, job.place.root, pair)
+
+
+@contextmanager
+def alone(session: Session, name: str, on_wait: Callable[[str], None]) -> Generator[Stop]:
+    """One sync of a model at a time; a second one waits. A dead one's lock is taken over."""
+    place = place_of(session.settings.model_path, name)
+    if session.lead.name in session.failures:
+        raise session.failures[session.lead.name]
+    way = head_access(session)
+    own = replace(way, layout=Layout(f"{place.root}/.incoming/.{name}.sync"))
+    shell, stop = session.shells[session.lead.name], Stop.new()
+    told = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(holding.held(shell, own, f"model sync {name}", stop))
+                break
+            except Locked as error:
+                if not told:
+                    on_wait(error.message)
+                    told = True
+                _take_over_from_the_dead(shell, own)
+                stop.event.wait(_ASKED_EVERY_S)
+        yield stop
+
+
+def _take_over_from_the_dead(shell: Shell, way: Access) -> None:
+    state = ask_one(shell, lock.state(way.layout.lock), way)
+    if state.held and holding.evidence(state)[0]:
+        command = way.of(lock.break_(way.layout.lock))
+        check(shell.host, command, shell.run(command), doing="removing a dead run's lock")
+
+
+def carry_out(
+    session: Session, job: Job, on_step: OnEvent, on_event: OnSyncEvent, stop: Stop
+) -> Synced:
+    """Keys first, then the distribution; what failed is told by host."""
+    failed: dict[str, VllmdeployError] = {
+        name: refusal(name, job.stands[name]) for name in job.refused
+    }
+    writers = shared_stores(session, job)
+    targets = [name for name in job.targets if writers.get(name, name) == name]
+    if targets:
+        job = _with_keys(session, job, on_step, stop)
+    freight = Freight(place=job.place, manifest=job.manifest, limit_kib_s=_per_stream(job.options))
+    pieces = pieces_of(job.manifest)
+    work = HostWork(freight, pieces)
+    distribution = Distribution(
+        pieces=pieces,
+        freight=freight,
+        work=Work(prepare=work.prepare, finish=work.finish),
+        on_event=on_event,
+        stop=stop,
+    )
+    failed |= distribution.run(
+        [_party(session, job, name) for name in job.sources],
+        [_party(session, job, name) for name in targets],
+    )
+    if stop.event.is_set():
+        raise KeyboardInterrupt
+    shared = {name: writer for name, writer in writers.items() if writer != name}
+    failed |= _not_seen(session, job, [name for name in job.targets if name in shared])
+    done = tuple(name for name in job.targets if name not in failed)
+    return Synced(done=done, failed=failed, shared=shared, wire=distribution.wire)
+
+
+def _party(session: Session, job: Job, name: str) -> Party:
+    shell = cast("HostShell", session.shells[name])
+    return Party(member=job.seen[name].member, shell=shell)
+
+
+def _with_keys(session: Session, job: Job, on_step: OnEvent, stop: Stop) -> Job:
+    """Hosts on which the keys could not be laid get theirs through this machine."""
+    if not any(one.member.direct for one in job.seen.values()):
+        return job
+    lead = session.lead.name
+    way = job.seen[lead].member.access if lead in job.seen else head_access(session)
+    command = way.of(sync_keys.make(way.layout, session.wanted.cluster))
+    result = session.shells[lead].run(command)
+    pair = sync_keys.parse_make(result) if result.ok else None
+    if pair is None:
+        raise CommandFailed(
+            lead,
+            "ssh-keygen",
+            result.status,
+            result.stderr,
+            doing="making the sync key",
+            hint="--through-control needs no key",
+        )
+    outcomes = execute(_keys_plan(session, job, pair), session.shells, on_step, stop=stop)
+    without = {one.step.host for one in outcomes if one.outcome is not Outcome.DONE}
+    seen = {
+        name: replace(one, member=replace(one.member, road=None)) if name in without else one
+        for name, one in job.seen.items()
+    }
+    return replace(job, seen=seen)
+
+
+def shared_stores(session: Session, job: Job) -> dict[str, str]:
+    """For every host the one that writes what it sees: itself, where its folder is its own."""
+    root = job.place.root
+    ready_first = sorted(job.seen, key=lambda name: name not in job.sources)
+    nonces = {name: secrets.token_hex(16) for name in ready_first}
+    parties = [_party(session, job, name) for name in ready_first]
+    try:
+        left = dict.fromkeys(
+            party.name
+            for party, answer in zip(
+                parties, each(parties, lambda p: _leave(p, root, nonces)), strict=True
+            )
+            if answer is True
+        )
+        seen = each(parties, lambda p: ask_one(p.shell, stores.seen(root), p.member.access))
+    finally:
+        each(parties, lambda p: _take_away(p, root, nonces))
+    seen_by = {
+        party.name: answer
+        for party, answer in zip(parties, seen, strict=True)
+        if not isinstance(answer, VllmdeployError)
+    }
+    return stores.shared({name: nonces[name] for name in left}, seen_by)
+
+
+def _leave(party: Party, root: str, nonces: Mapping[str, str]) -> bool:
+    command = party.member.access.of(stores.leave(root, nonces[party.name]))
+    return party.shell.run(command).ok
+
+
+def _take_away(party: Party, root: str, nonces: Mapping[str, str]) -> None:
+    party.shell.run(party.member.access.of(stores.take_away(root, nonces[party.name])))
+
+
+def _not_seen(session: Session, job: Job, names: Sequence[str]) -> dict[str, VllmdeployError]:
+    """Readers of a shared folder that do not see the model READY after it was written."""
+    members = [(name, job.seen[name].member.access) for name in names]
+    missing: dict[str, VllmdeployError] = {}
+    for name, answer in zip(names, stores_asked(session, members, job.place), strict=True):
+        if isinstance(answer, VllmdeployError):
+            missing[name] = answer
+            continue
+        found = stand(answer, job.manifest, job.place.name)
+        if found.standing is not Standing.READY:
+            missing[name] = CommandFailed(
+                name,
+                f"look at {job.place.folder}",
+                1,
+                f"{found.cause(job.manifest.total)}, though its folder is shared with a host that "
+                "has it",
+            )
+    return missing
