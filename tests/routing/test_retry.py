@@ -127,7 +127,7 @@ def test_the_budget_is_a_fifth_of_the_active_or_all_that_one_instance_held(
 
 def test_a_dying_instance_drains_its_own_count_while_its_requests_are_retried() -> None:
     budget = Budget(0.0)
-    assert all(budget.take(0.0, active=64, largest=32 - n) for n in range(32))
+    assert all(budget.take(n / 1000, active=64, largest=32 - n) for n in range(32))
 
 
 def test_what_was_spent_comes_back_slowly_and_with_requests() -> None:

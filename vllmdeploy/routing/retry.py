@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -129,7 +130,8 @@ class Budget:
         # A quiet gateway would otherwise never earn back what one bad moment spent.
         self._spent = max(0.0, self._spent - elapsed * self._limits.retry_min / 10)
         room = max(self._limits.retry_min, self._limits.retry_share * active, self._peak)
-        if self._spent + 1 > room:
+        # Rounded up: the peak fades even between the losses of one death.
+        if self._spent + 1 > math.ceil(room):
             return False
         self._spent += 1
         return True
