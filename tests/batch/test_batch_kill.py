@@ -107,6 +107,13 @@ def test_a_thousand_kills_in_a_tight_write_loop_leave_whole_rows(tmp_path: Path)
     assert (figures["rows"], figures["doubled"]) == (200, 0)
 
 
+def command(source: Path, output: Path, url: str) -> subprocess.Popen[bytes]:
+    words = ("batch", "run", str(source), "-o", str(output), "--upstream", url)
+    return subprocess.Popen(
+        (sys.executable, "-m", "vllmdeploy", *words), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_at_once_and_the_run_goes_on(tmp_path: Path, number: int) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out"
@@ -120,9 +127,9 @@ def test_an_interrupt_leaves_at_once_and_the_run_goes_on(tmp_path: Path, number:
         return echo(asked)
 
     with serving(script) as upstream:
-        running.append(victim(source, output, upstream.url, -1, 0))
+        running.append(command(source, output, upstream.url))
         assert running[-1].wait() == 130
         assert len(rows_of(output / "results.jsonl.part")) >= 1
-        running.append(victim(source, output, upstream.url, -1, 0))
-        assert running[-1].wait() == 0
+        running.append(command(source, output, upstream.url))
+        assert running[-1].wait() == 8
     check_whole(output, 100)

@@ -266,6 +266,13 @@ def test_rows_are_spread_over_instances_and_a_dead_one_is_left_out(tmp_path: Pat
     assert min(len(one.asked), len(two.asked)) > 40
 
 
+def test_limits_of_rate_let_all_rows_through(tmp_path: Path) -> None:
+    prompts(tmp_path / "in.jsonl", 40)
+    effort = Effort(timeout_s=5, rows_per_second=100, tokens_per_minute=6000)
+    with serving() as upstream:
+        assert run(spec_of(tmp_path, upstream, effort=effort)).summary["ok"] == 40
+
+
 def test_concurrency_is_a_bound(tmp_path: Path) -> None:
     prompts(tmp_path / "in.jsonl", 100)
     with serving() as upstream:

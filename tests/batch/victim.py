@@ -34,10 +34,7 @@ def main() -> None:
     source, output, url, rows, torn = sys.argv[1:]
     if int(rows) >= 0:
         die_at(int(rows), int(torn))
-    try:
-        run_pipeline(source, output, url, model="tiny")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_pipeline(source, output, url, model="tiny")
 
 
 if __name__ == "__main__":

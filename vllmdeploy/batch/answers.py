@@ -14,10 +14,10 @@ _TRY_AGAIN = (408, 409, 425)
 
 
 class Reply(NamedTuple):
-    """An HTTP answer as it came; header names in lower case."""
+    """What counts of an HTTP answer; `retry_after` is that header's text."""
 
     status: int
-    headers: dict[str, str]
+    retry_after: str
     body: bytes
 
 
@@ -57,7 +57,7 @@ def judge(path: str, reply: Reply) -> Answer:
     message = f"HTTP {status}: {error_message(reply.body)}"
     body = _one_line(reply.body)
     if status in _REFUSING:
-        wait = _seconds(reply.headers.get("retry-after", ""))
+        wait = _seconds(reply.retry_after)
         return Answer(Verdict.BUSY, status, body, kind="busy", message=message, retry_after=wait)
     if status == 401:
         return Answer(Verdict.STOP, status, body, kind="unauthorized", message=message)

@@ -86,7 +86,4 @@ class HttpCalls:
 
 
 def _reply(head: AnswerHead, body: bytes) -> Reply:
-    if head.status == 200:
-        return Reply(200, {}, body)
-    names = {key.decode("latin-1"): value.decode("latin-1") for key, value in head.fields}
-    return Reply(head.status, names, body)
+    return Reply(head.status, head.text(b"retry-after") if head.status != 200 else "", body)

@@ -67,6 +67,7 @@ class Runner:
         self._syncing: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
+        self._speed.sample(self._began, len(self._journal.done), 0)
         keeper = asyncio.ensure_future(self._keep())
         try:
             workers = [self._work() for _ in range(self._bounds.concurrency)]
