@@ -36,40 +36,43 @@ def test_a_lock_is_there_while_it_is_held_and_gone_afterwards(tmp_path: Path) ->
 
 def test_a_second_run_is_told_who_is_there(tmp_path: Path) -> None:
     shell, way = LocalShell("gpu-01"), access(tmp_path)
-    with holding.held(shell, way, "up", Stop.new()):
-        with (
-            pytest.raises(Locked) as caught,
-            holding.held(shell, way, "down", Stop.new()),
-        ):
-            pytest.fail("two at once")
+    with (
+        holding.held(shell, way, "up", Stop.new()),
+        pytest.raises(Locked) as caught,
+        holding.held(shell, way, "down", Stop.new()),
+    ):
+        pytest.fail("two at once")
     text = str(caught.value)
     assert text.startswith(f"gpu-01: locked by {holding.user()}@{socket.gethostname()} (pid ")
     assert f"pid {os.getpid()}), doing `up`, since " in text
     assert text.endswith("\n  -> wait for it, or `vllmdeploy unlock` when that run is dead")
 
 
-def test_of_two_takers_exactly_one_gets_it_every_time(tmp_path: Path) -> None:
-    shell = LocalShell("gpu-01")
-    for race in range(50):
-        way = access(tmp_path / str(race))
-        start, ended = threading.Barrier(2), threading.Barrier(2)
-        won: list[str] = []
+def race(way: Access) -> list[str]:
+    """Two takers at the same moment; who won. Nobody leaves before both have tried."""
+    shell, won = LocalShell("gpu-01"), list[str]()
+    start, ended = threading.Barrier(2), threading.Barrier(2)
 
-        def take(name: str, way: Access = way, won: list[str] = won) -> None:
-            start.wait()
-            try:
-                with holding.held(shell, way, name, Stop.new()):
-                    won.append(name)
-                    ended.wait()
-            except Locked:
+    def take(name: str) -> None:
+        start.wait()
+        try:
+            with holding.held(shell, way, name, Stop.new()):
+                won.append(name)
                 ended.wait()
+        except Locked:
+            ended.wait()
 
-        takers = [threading.Thread(target=take, args=(name,)) for name in ("up", "down")]
-        for taker in takers:
-            taker.start()
-        for taker in takers:
-            taker.join()
-        assert len(won) == 1
+    takers = [threading.Thread(target=take, args=(name,)) for name in ("up", "down")]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    return won
+
+
+def test_of_two_takers_exactly_one_gets_it_every_time(tmp_path: Path) -> None:
+    races = [race(access(tmp_path / str(number))) for number in range(50)]
+    assert [len(won) for won in races] == [1] * 50
 
 
 def test_many_that_come_and_go_never_meet(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import shlex
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
-from vllmdeploy.core.reading import whole
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import CommandFailed, CommandTimedOut
 from vllmdeploy.tools.access import Access, Rights, Sudo, decide, rights
@@ -36,7 +36,9 @@ cat "$errors"
 printf '\\n%s {number} end\\n' "$mark"
 """
 _TIMED_OUT = (124, 137)
-_UNFINISHED = -1
+_HEAD = re.compile(
+    r"(?P<number>[0-9]{1,9}) (?P<word>begin|end|errors (?P<status>[0-9]{1,3}))", re.ASCII
+)
 _SUDO = ("sudo", "-n", "--")
 _SUDO_HINT = "set SSH_PASSWORD_FILE, allow sudo -n, or set SUDO=never"
 
@@ -107,21 +109,22 @@ def _unanswered(host: str, result: Result, limit_s: float, *, elevated: bool) ->
 
 
 def split(result: Result, mark: str) -> dict[int, Result]:
-    """The single results out of the joint output, by number; the cut-off one is left out."""
+    """The single results out of the joint output, by number; one that was cut off is left out."""
     found: dict[int, Result] = {}
+    said: dict[int, str] = {}
+    failed: dict[int, tuple[int, str]] = {}
     for part in result.stdout.split(f"{mark} ")[1:]:
-        head, line_end, said = part.partition("\n")
-        number_text, _, rest = head.partition(" ")
-        number, (word, *values) = whole(number_text), rest.split() or [""]
-        if number is None or not line_end:
+        head, line_end, text = part.partition("\n")
+        word = _HEAD.fullmatch(head)
+        if word is None or not line_end:
             continue
-        said = said.removesuffix("\n")
-        if word == "begin":
-            found[number] = Result(_UNFINISHED, said)
-        elif word == "errors" and number in found:
-            status = whole(values[0]) if values else None
-            if status is not None:
-                found[number] = Result(
-                    status, found[number].stdout, said, timed_out=status in _TIMED_OUT
-                )
-    return {number: one for number, one in found.items() if one.status != _UNFINISHED}
+        number = int(word["number"])
+        if word["word"] == "begin":
+            said[number] = text.removesuffix("\n")
+        elif word["word"] == "end" and number in failed and number in said:
+            status, errors = failed[number]
+            timed_out = status in _TIMED_OUT
+            found[number] = Result(status, said[number], errors, timed_out=timed_out)
+        elif word["status"]:
+            failed[number] = (int(word["status"]), text.removesuffix("\n"))
+    return found

@@ -74,11 +74,12 @@ def execute(
     say = _serialised(on_event)
     try:
         while waiting or running:
+            settled = len(done)
             waiting, started = _start_ready(waiting, done, say, stop)
             for step in started:
                 _in_background(step, shells, say, stop, finished)
             running += len(started)
-            if waiting and not running and not started:
+            if waiting and not running and len(done) == settled:
                 raise ValueError(f"these steps need each other: {[step.key for step in waiting]}")
             if running:
                 outcome = finished.get()
