@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmdeploy.batch.answers import Reply, Usage, Verdict, answer_text, error_message, judge
-from vllmdeploy.batch.parsing import parse_json, parser_of, repaired, schema_parser, structured
+from vllmdeploy.batch.parsing import (
+    parse_json,
+    parser_of,
+    read_schema,
+    repaired,
+    schema_parser,
+    structured,
+)
 from vllmdeploy.batch.records import CHAT, COMPLETIONS, Row
 from vllmdeploy.batch.schema import check_schema, problem
 from vllmdeploy.errors import UsageError
@@ -280,3 +288,15 @@ def test_structured_output_names_the_schema() -> None:
             "json_schema": {"name": "row", "schema": {"type": "object"}, "strict": True},
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "Expecting property name"), ("3", "a schema must be an object")]
+)
+def test_a_schema_file_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "s.json"
+    with pytest.raises(UsageError, match="cannot read the schema: No such file"):
+        read_schema(path)
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_schema(path)

@@ -261,3 +261,19 @@ def test_seen_ids_remember_the_first_line_of_each() -> None:
 def test_rows_that_begin_alike_are_put_together() -> None:
     rows = parsed(b'{"prompt":"b 1"}\n{"prompt":"a 1"}\noops\n{"prompt":"b 0"}\n{"prompt":"a 0"}')
     assert [item.line for item in grouped(rows)] == [3, 5, 2, 4, 1]
+
+
+def test_messages_are_compared_by_their_texts() -> None:
+    def row(*contents: object) -> bytes:
+        messages = [{"role": "user", "content": content} for content in contents]
+        return json.dumps({"messages": messages}).encode()
+
+    rows = parsed(b"\n".join((row("s", "b"), row([{"type": "text"}], "x"), row("s", "a"))))
+    assert [item.line for item in grouped(rows)] == [2, 3, 1]
+
+
+def test_windows_keep_memory_bounded() -> None:
+    rows = parsed(b"\n".join(b'{"prompt":"%d"}' % (n % 7) for n in range(5000)))
+    lines = [item.line for item in grouped(rows)]
+    assert sorted(lines) == list(range(1, 5001))
+    assert max(lines[:4096]) == 4096

@@ -492,3 +492,44 @@ def test_an_upstream_that_is_none_is_refused_without_its_password(url: str) -> N
     with pytest.raises(UsageError) as refused:
         upstreams_of([url])
     assert "secret" not in str(refused.value)
+
+
+def test_the_list_of_models_is_waited_for_and_a_refused_key_is_said(tmp_path: Path) -> None:
+    prompts(tmp_path / "in.jsonl", 2)
+    said: list[str] = []
+
+    def say(words: str) -> None:
+        said.append(words)
+        if len(said) == 2:
+            upstream.models = ("tiny",)
+
+    with serving(models=()) as upstream, serving() as dead:
+        dead.stop()
+        spec = spec_of(tmp_path, upstream, dead, model=None)
+        assert run_batch(spec, listener=lambda _: None, say=say).summary["ok"] == 2
+    assert said[0] == (
+        f"waiting for the list of models: http://127.0.0.1:{upstream.port}: serves no model yet; "
+        f"http://127.0.0.1:{dead.port}: connection refused"
+    )
+
+
+@pytest.mark.parametrize(
+    ("listed", "error", "said"),
+    [
+        (Say(b"no", status=401), UsageError, "/v1/models: HTTP 401: no"),
+        (Say(b"none", status=404), UsageError, "/v1/models: HTTP 404: none"),
+        (Say(b"full", status=503), NotHealthy, "no model list in 0.1 s: .*HTTP 503: full"),
+        (Say(b"{}"), NotHealthy, "its list of models cannot be read: 'data'"),
+        (Say(b"<html>"), NotHealthy, "its list of models cannot be read: Expecting value"),
+    ],
+)
+def test_a_list_of_models_that_does_not_come(
+    tmp_path: Path, listed: Say, error: type[Exception], said: str
+) -> None:
+    prompts(tmp_path / "in.jsonl", 2)
+    effort = Effort(timeout_s=5, give_up_after_s=0.1)
+    with serving() as upstream:
+        upstream.listed = listed
+        with pytest.raises(error, match=said):
+            run(spec_of(tmp_path, upstream, model=None, effort=effort))
+        assert upstream.asked == []

@@ -69,6 +69,7 @@ class Upstream:
     def __init__(self, script: Callable[[Asked], Say], models: tuple[str, ...]) -> None:
         self.script = script
         self.models = models
+        self.listed: Say | None = None
         self.asked: list[Asked] = []
         self.most_at_once = 0
         self.port = 0
@@ -140,7 +141,7 @@ class Upstream:
         headers = {name.lower(): value.strip() for name, _, value in pairs}
         raw = await reader.readexactly(int(headers.get("content-length", "0")))
         if path == "/v1/models":
-            said = Say({"data": [{"id": model} for model in self.models]})
+            said = self.listed or Say({"data": [{"id": model} for model in self.models]})
         else:
             said = self._answer(method, path, headers, json.loads(raw))
         self.at_once += 1
