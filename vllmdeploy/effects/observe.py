@@ -10,6 +10,7 @@ from vllmdeploy.accelerators import registry
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.host import Host
+from vllmdeploy.core.spec import fingerprint
 from vllmdeploy.effects.ask import ask, ask_one, decided
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
@@ -92,6 +93,7 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     questions.add("listeners", system.LISTENERS, wanted=looking.for_plan)
     questions.add("firewall", system.FIREWALL, wanted=looking.for_plan)
     questions.add("packages", files.listing(layout.packages))
+    questions.add("sync", files.listing(layout.sync))
     questions.add("secrets", files.digests(layout.secrets), wanted=looking.for_plan)
     said = questions.asked(shell, found.access)
     supervised = cast("tuple[FoundNode, ...]", said.pop("supervised", ()))
@@ -141,7 +143,8 @@ def _has_contents(found: FoundHost, looking: Looking) -> bool:
 def _contents(found: FoundHost, wanted: Wanted) -> Fact[docker.ImageContents]:
     if wanted.runtime != "docker" or found.image is None:
         return docker.interpreter(wanted.python)
-    kept = f"{found.access.probes}/{found.image.short}"
+    # The arguments may mount an interpreter, or put another one first.
+    kept = f"{found.access.probes}/{found.image.short}-{fingerprint(wanted.docker_arguments)}"
     return docker.probe(found.image.id, wanted.docker_arguments, kept)
 
 

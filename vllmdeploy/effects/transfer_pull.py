@@ -16,6 +16,7 @@ from vllmdeploy.tools import model_files, rsync, sync_keys
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace
 
+_CONSEQUENCES = ("connection unexpectedly closed", "safe_write failed", "safe_read failed")
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
@@ -130,10 +131,15 @@ def _checked(target: Party, result: Result, doing: str, command: str) -> None:
         return
     kind = DiskFull if any(words in result.output for words in _NO_ROOM) else CommandFailed
     shown = "rsync" if "rsync" in command else "tar"
-    said = result.stderr if result.stderr.strip() else result.stdout
-    telling = [line for line in said.splitlines() if "rsync error" not in line]
-    last = (telling or said.splitlines())[-1:]
-    raise kind(target.name, shown, result.status, "".join(last), doing=doing)
+    raise kind(target.name, shown, result.status, _telling(result), doing=doing)
+
+
+def _telling(result: Result) -> str:
+    """rsync ends with what followed from the first problem, which ssh or the other end told."""
+    lines = (result.stderr if result.stderr.strip() else result.stdout).splitlines()
+    own = [line for line in lines if line.strip() and not line.startswith("rsync error")]
+    causes = [line for line in own if not any(words in line for words in _CONSEQUENCES)]
+    return next(iter([*causes[-1:], *own[-1:], *lines[-1:]]), "")
 
 
 def _relay(

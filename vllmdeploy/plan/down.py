@@ -9,7 +9,7 @@ from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import files
+from vllmdeploy.tools import files, sync_keys
 
 
 def plan_down(
@@ -61,6 +61,10 @@ def _taking_down(
             last = (add(verb, node.name, command, *last),)
         keys += last
     leftovers = (layout.runs, layout.packages, found.access.probes)
+    if found.sync:
+        withdrawn = add("withdraw", "sync key", sync_keys.withdraw(wanted.cluster))
+        gone = files.remove(layout.sync, layout.sync_secrets)
+        keys.append(add("remove", "sync files", gone, withdrawn))
     if forget:
         keys.append(add("forget", "specs, secrets and logs", _forget(layout.root), *keys))
     elif found.ours(wanted.cluster) or found.packages:

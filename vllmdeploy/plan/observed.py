@@ -108,6 +108,8 @@ class FoundHost:
     contents: ImageContents | None = None
     cards: CardReport = CardReport(vendor="")
     packages: tuple[str, ...] = ()
+    sync: tuple[str, ...] = ()
+    """What lets other hosts of the cluster read models here."""
     secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     wardens: Mapping[str, Warden] = field(default_factory=dict[str, Warden])
     ray: RayCluster | None = None

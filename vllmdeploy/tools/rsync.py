@@ -181,7 +181,8 @@ def send_file(place: ModelPlace, path: str, offset: int) -> Command:
 def send_files(place: ModelPlace, paths: Sequence[str]) -> Command:
     """Many files as one stream."""
     names = "".join(f"{path}\n" for path in paths).encode()
-    text = _ENTER + "exec tar -chf - -T -"
+    # 1: somebody else gave the folder its name meanwhile. The hashes say whether it matters.
+    text = _ENTER + "tar -chf - -T - || [ $? = 1 ]"
     return script(text, place.root, place.name, stdin=names, root=True).within(float("inf"))
 
 

@@ -70,8 +70,8 @@ shift 3
 options=
 while [ $# -gt 2 ]; do
   case $1 in
-    --timeout=*[!0-9]* | --bwlimit=*[!0-9]*) refuse "an option";;
-    --timeout=* | --bwlimit=* | --append | --inplace | --files-from=- | --from0) ;;
+    --timeout=*[!0-9]* | --bwlimit=*[!0-9]* | --info=*[!A-Z0-9,]*) refuse "an option";;
+    --timeout=* | --bwlimit=* | --info=* | --append | --inplace | --files-from=- | --from0) ;;
     --* | *[!A-Za-z0-9.-]*) refuse "an option";;
     -*) letters=${1%%e.*}; case ${letters#-} in *[!LRcvW]*) refuse "an option";; esac;;
     *) refuse "more than one folder";;

@@ -92,13 +92,12 @@ def look_at(session: Session, name: str, options: Options) -> Job:
     place = place_of(session.settings.model_path, name)
     seen = look(session, place)
     manifest = manifest_of(session, seen, place)
-    seen, notes = with_roads(
-        session, seen, interface=options.interface, through_control=options.through_control
-    )
     stands = {host: stand(one.store, manifest, name) for host, one in seen.items()}
-    return Job(
-        place=place, manifest=manifest, options=options, seen=seen, stands=stands, notes=notes
-    )
+    job = Job(place=place, manifest=manifest, options=options, seen=seen, stands=stands)
+    if not job.targets or options.through_control:
+        return job
+    seen, notes = with_roads(session, seen, interface=options.interface)
+    return replace(job, seen=seen, notes=notes)
 
 
 def decide(session: Session, job: Job, pair: KeyPair = _NOT_YET) -> Plan:
@@ -201,6 +200,8 @@ def carry_out(
     failed: dict[str, VllmdeployError] = {
         name: refusal(name, job.stands[name]) for name in job.refused
     }
+    if not job.targets:
+        return Synced(done=(), failed=failed)
     writers = shared_stores(session, job)
     targets = [name for name in job.targets if writers.get(name, name) == name]
     if targets:

@@ -78,11 +78,9 @@ def _look_at(session: Session, host: Host, place: ModelPlace) -> Seen:
 
 
 def with_roads(
-    session: Session, seen: Mapping[str, Seen], *, interface: str, through_control: bool
+    session: Session, seen: Mapping[str, Seen], *, interface: str
 ) -> tuple[dict[str, Seen], tuple[str, ...]]:
     """An address on the data network for every host, and what there is to say about it."""
-    if through_control or len(seen) < 2:
-        return dict(seen), ()
     reached = _reached(session, seen)
     found = [
         FoundHost(host=one.member.host, access=one.member.access, links=one.links, reach=one.reach)
