@@ -12,8 +12,15 @@ from vllmdeploy.plan.service_cards import Pool, divisors, free_port, pool_of
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.manifest_names import name_of, place_of
-from vllmdeploy.tools.vllm_engine import EngineFile, EngineSpec, argv, canary, taken_flags
-from vllmdeploy.tools.vllm_model import own_method, quantization
+from vllmdeploy.tools.vllm_engine import (
+    EngineFile,
+    EngineSpec,
+    argv,
+    canary,
+    free_flags,
+    taken_flags,
+)
+from vllmdeploy.tools.vllm_model import Quantization, own_method, quantization
 from vllmdeploy.tools.vllm_services import Service, name_fault
 
 _GENERATION = "VLLMDEPLOY_GENERATION"
@@ -43,49 +50,84 @@ def service_name(asked: ServiceWanted) -> str:
     return asked.name or name_of(asked.model.rstrip("/"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Considered:
+    """All that follows from what is wanted and what was found, before anything is refused."""
+
+    folder: str
+    name: str
+    replaces: str
+    pool: Pool
+    shape: ModelShape | None
+    about_model: tuple[str, ...]
+    tensor: int
+    method: Quantization
+    port: int | None
+    generation: int
+
+
 def decide_service(
     wanted: Wanted, asked: ServiceWanted, found: FoundServices, *, replaces: str = ""
 ) -> DecidedService:
     """`replaces`: the running service that this one takes the place of."""
-    folder = model_folder(wanted, asked)
-    name = service_name(asked)
-    pool = pool_of(found, besides=replaces)
-    shape, about_model = _model(found, folder)
-    tensor = asked.tensor_parallel or pool.total // asked.pipeline_parallel
-    own = own_method(found.models[found.head.name].config) if shape else ""
-    method = quantization(asked.quantization, own, found.vllm.methods)
-    before = found.stored.get(replaces)
-    port = before.service.port if before and before.service else free_port(found, asked.ports)
-    reasons = (
-        *_name(name, found, replaces),
-        *about_model,
-        *_ray(found, asked),
-        *(_division(shape, tensor, asked, pool) if shape else ()),
-        *_cards(pool, tensor * asked.pipeline_parallel, found),
-        *_vllm(asked, found),
-        *((method.refusal,) if method.refusal and shape else ()),
-        *(() if port else (f"{found.head.name}: no free port in ENGINE_PORTS {asked.ports}",)),
-    )
-    if reasons or port is None:
+    it = _consider(wanted, asked, found, replaces)
+    reasons = tuple(_reasons(asked, found, it))
+    if reasons or it.port is None:
         raise PreflightRefused(reasons)
-    generation = before.service.generation + 1 if before and before.service else 1
     service = Service(
-        name=name,
-        model=folder.rpartition("/")[2],
-        names=_names(name, asked, folder),
-        port=port,
+        name=it.name,
+        model=it.folder.rpartition("/")[2],
+        names=_names(it.name, asked, it.folder),
+        port=it.port,
         host=asked.host,
         group=found.head.found.host.group,
-        tensor_parallel=tensor,
+        tensor_parallel=it.tensor,
         pipeline_parallel=asked.pipeline_parallel,
         task=asked.task,
         max_num_seqs=asked.max_num_seqs or 0,
-        generation=generation,
+        generation=it.generation,
         head=found.head.name,
         asked=asdict(asked),
     )
-    engine = _engine(asked, service, folder, method.method)
-    return DecidedService(service=service, file=_file(wanted, service, engine, found, pool))
+    engine = _engine(asked, service, it.folder, it.method.method)
+    return DecidedService(service=service, file=_file(wanted, service, engine, found, it.pool))
+
+
+def _consider(
+    wanted: Wanted, asked: ServiceWanted, found: FoundServices, replaces: str
+) -> _Considered:
+    folder = model_folder(wanted, asked)
+    pool = pool_of(found, besides=replaces)
+    shape, about_model = _model(found, folder)
+    head = found.models.get(found.head.name)
+    own = own_method(head.config) if head else ""
+    kept = found.stored.get(replaces)
+    before = kept.service if kept else None
+    return _Considered(
+        folder=folder,
+        name=service_name(asked),
+        replaces=replaces,
+        pool=pool,
+        shape=shape,
+        about_model=about_model,
+        tensor=asked.tensor_parallel or pool.total // asked.pipeline_parallel,
+        method=quantization(asked.quantization, own, found.vllm.methods),
+        port=before.port if before else free_port(found, asked.ports),
+        generation=before.generation + 1 if before else 1,
+    )
+
+
+def _reasons(asked: ServiceWanted, found: FoundServices, it: _Considered) -> Iterable[str]:
+    yield from _name(it.name, found, it.replaces)
+    yield from it.about_model
+    yield from _ray(found, asked)
+    if it.shape:
+        yield from _division(it.shape, it.tensor, asked, it.pool)
+    yield from _cards(it.pool, it.tensor * asked.pipeline_parallel, found)
+    yield from _vllm(asked, found, it.method)
+    if it.port is None:
+        first, last = asked.ports
+        yield f"{found.head.name}: no free port in ENGINE_PORTS {first}-{last}"
 
 
 def _engine(asked: ServiceWanted, service: Service, folder: str, method: str) -> EngineSpec:
@@ -209,11 +251,13 @@ def _cards(pool: Pool, count: int, found: FoundServices) -> Iterable[str]:
         yield why
 
 
-def _vllm(asked: ServiceWanted, found: FoundServices) -> Iterable[str]:
+def _vllm(asked: ServiceWanted, found: FoundServices, method: Quantization) -> Iterable[str]:
     if found.head.found.ray is None:
         return
     if found.vllm.problem:
         yield f"{found.head.name}: {found.vllm.problem}"
         return
     yield from taken_flags(asked.arguments)
-    yield from found.vllm.unknown(asked.arguments)
+    yield from found.vllm.unknown(free_flags(asked.arguments))
+    if method.refusal:
+        yield method.refusal

@@ -9,7 +9,6 @@ from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.plan import Action, Draft, Run, Step, Wait
 from vllmdeploy.errors import NotHealthy
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.plan.supervise import Supervisor
@@ -179,8 +178,3 @@ def remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...] = ()) -
 
     wait = Wait(command=ground.ctl("status"), missing=missing, limit_s=SHUTDOWN_S + 60.0)
     return ground.add("await", f"end of {name}", "its cards are free then", wait, (gone,))
-
-
-def head_node(ground: Ground) -> FoundNode | None:
-    ours = ground.head.found.ours(ground.wanted.cluster)
-    return next((one for one in ours if one.name == ground.node), None)

@@ -78,6 +78,11 @@ def taken_flags(arguments: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def free_flags(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are the user's to give."""
+    return tuple(word for word in arguments if normal(word) not in _OURS)
+
+
 def argv(engine: EngineSpec, vllm: Vllm) -> tuple[str, ...]:
     """The engine's command line for this vLLM; the user's own flags come last and so win."""
     begin = (*SERVE, engine.model) if vllm.serve else (*SERVER, "--model", engine.model)
