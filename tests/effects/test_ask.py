@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_a_question_that_hangs_is_named_and_the_others_are_answered() -> None:
     hanging, other = ask(HERE, (fact("echo half; exec sleep 60", limit_s=0.2), fact("echo x")))
     assert (hanging.timed_out, hanging.stdout) == (True, "half\n")
     assert other == Result(0, "x\n")
+
+
+def test_a_program_that_has_hung_is_not_asked_again(tmp_path: Path) -> None:
+    def of_docker(text: str, limit_s: float) -> Fact[Result]:
+        return replace(fact(text, limit_s=limit_s), program="docker")
+
+    ran = tmp_path / "ran"
+    facts = (of_docker("exec sleep 60", 0.2), of_docker(f"touch {ran}", 20), fact("echo x"))
+    hanging, other, last = ask(HERE, facts)
+    assert (hanging.timed_out, other.timed_out, last) == (True, True, Result(0, "x\n"))
+    assert not ran.exists()
 
 
 def test_without_timeout_the_questions_are_asked_all_the_same(

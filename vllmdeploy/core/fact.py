@@ -13,8 +13,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T]):
-    """`parse` sees the whole result: a missing program (127) is an answer too."""
+    """`parse` sees the whole result: a missing program (127) is an answer too.
+
+    `program` names what answers it: once that has hung, its other facts of the same round are not
+    waited for.
+    """
 
     name: str
     command: Command
     parse: Callable[[Result], T]
+    program: str = ""

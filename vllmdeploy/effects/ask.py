@@ -21,17 +21,22 @@ T = TypeVar("T")
 # Every question gets its own time limit where the host has `timeout`, so that one hanging program
 # (a stopped Docker daemon, a vendor tool) is named and the other answers still come.
 _HEADER = """
-mark=$1
+mark=$1 hung=
 if timeout -k 2 2 true </dev/null >/dev/null 2>&1; then bounded() { timeout -k 2 "$@"; }
 else bounded() { shift; "$@"; }; fi
 errors=$(mktemp 2>/dev/null || echo "/tmp/vllmdeploy.$$")
 trap 'rm -f "$errors"' EXIT
 """
 # The number says which question was answered even if the middle of a long output was left out.
+# What asks a program that has hung already is not run: it would hang as long again.
 _QUESTION = """
 printf '%s {number} begin\\n' "$mark"
-bounded {limit} {command} </dev/null 2>"$errors"
-printf '\\n%s {number} errors %s\\n' "$mark" "$?"
+case "$hung" in
+*{program}*) status=124; : >"$errors" ;;
+*) bounded {limit} {command} </dev/null 2>"$errors"; status=$? ;;
+esac
+case "$status" in 124|137) hung="$hung"{program} ;; esac
+printf '\\n%s {number} errors %s\\n' "$mark" "$status"
 cat "$errors"
 printf '\\n%s {number} end\\n' "$mark"
 """
@@ -55,7 +60,8 @@ def ask(shell: Shell, facts: Sequence[Fact[Any]], access: Access | None = None) 
             if (command.argv[: len(_SUDO)] == _SUDO) is elevated
         }
         if chosen:
-            answers.update(_asked(shell, chosen, elevated=elevated))
+            programs = {number: facts[number].program or str(number) for number in chosen}
+            answers.update(_asked(shell, chosen, programs, elevated=elevated))
     return [fact.parse(answers[number]) for number, fact in enumerate(facts)]
 
 
@@ -80,11 +86,14 @@ def decided(shell: Shell, cluster: str, sudo: Sudo, found: Rights) -> Access:
     return decide(cluster, sudo, found)
 
 
-def _asked(shell: Shell, commands: dict[int, Command], *, elevated: bool) -> dict[int, Result]:
+def _asked(
+    shell: Shell, commands: dict[int, Command], programs: dict[int, str], *, elevated: bool
+) -> dict[int, Result]:
     mark = f"@@{secrets.token_hex(8)}@@"
     text = _HEADER + "".join(
         _QUESTION.format(
             number=number,
+            program=shlex.quote(f"<{programs[number]}>"),
             limit=math.ceil(command.limit_s),
             command=shlex.join(command.argv[len(_SUDO) if elevated else 0 :]),
         )

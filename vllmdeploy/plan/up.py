@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.plan import Draft, Plan, Run, Step, Wait
 from vllmdeploy.core.spec import NodeSpec
-from vllmdeploy.errors import PreflightRefused
+from vllmdeploy.errors import NotHealthy, PreflightRefused
 from vllmdeploy.plan import preflight
 from vllmdeploy.plan.group import GroupPlan
 from vllmdeploy.plan.node import Member, node_spec
@@ -286,7 +286,7 @@ class _Bringing:
         name = preflight.node_name(self.wanted, member.found)
         wait = Wait(
             command=self.supervisor.ctl(name, member.layout, self.wanted.package, "status"),
-            missing=warden.ray_missing,
+            missing=_ray_missing(member.name),
             limit_s=self.wanted.patience_s,
             explain=(self._last_words(member),),
         )
@@ -308,6 +308,20 @@ class _Bringing:
         name = preflight.node_name(self.wanted, member.found)
         command = self.supervisor.logs(name, member.layout, tail=12)
         return (member.name, member.found.access.of(command.within(15)))
+
+
+def _ray_missing(host: str) -> Callable[[Result], str | None]:
+    """What a node's Ray still lacks; one whose warden gave it up is not waited for any longer."""
+
+    def missing(result: Result) -> str | None:
+        lacking = warden.ray_missing(result)
+        if result.ok and lacking and lacking.startswith("crash-loop"):
+            raise NotHealthy(
+                f"{host}: Ray does not start: {lacking}", hint=f"vllmdeploy logs {host}"
+            )
+        return lacking
+
+    return missing
 
 
 def _missing(expected: tuple[ray.ExpectedNode, ...]) -> Callable[[Result], str | None]:

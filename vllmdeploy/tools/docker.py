@@ -154,6 +154,7 @@ def _engine_problem(result: Result, said: str) -> str:
 
 ENGINE = Fact(
     name="docker engine",
+    program="docker",
     command=Command(("docker", "version", "--format", ENGINE_FORMAT), limit_s=15, root=True),
     parse=_parse_engine,
 )
@@ -227,6 +228,7 @@ def _container(shown: Mapping[str, Any]) -> Container:
 
 CONTAINERS = Fact(
     name="docker containers",
+    program="docker",
     command=Command(
         (
             *("sh", "-c"),
@@ -289,6 +291,7 @@ def _texts(value: object) -> tuple[str, ...]:
 def image(reference: str) -> Fact[Image | None]:
     return Fact(
         name="docker image",
+        program="docker",
         command=Command(
             ("docker", "image", "inspect", "--format", _IMAGE_FORMAT, reference),
             limit_s=20,
@@ -339,6 +342,7 @@ def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[Image
     """Ask the image once; the answer is kept on the host under the image's id."""
     return Fact(
         name="image contents",
+        program="docker",
         command=Command(
             (
                 *("sh", "-c"),
