@@ -14,7 +14,6 @@ from vllmdeploy.errors import EXIT_COMMAND, UsageError, VllmdeployError
 
 if TYPE_CHECKING:
     from vllmdeploy.plan.models import Standing
-    from vllmdeploy.tools.manifest import Manifest
     from vllmdeploy.workflows.models import SeenModels
     from vllmdeploy.workflows.models_download import Download, Request
     from vllmdeploy.workflows.session import Session
@@ -82,6 +81,9 @@ def download(
         _need_head(session)
         wanted = models_download.wanted_of(session, request)
         adopted = models_download.is_adoption(seen, wanted, session)
+        if adopted and dry_run:
+            output.answer(f"{seen.head}: {adopted} would be taken over as it is")
+            return
         if adopted:
             done = _adopted(session, seen, adopted)
         else:
@@ -196,14 +198,16 @@ def _downloaded(
     yes: bool,
 ) -> str:
     """The model's name once it is on the head, nothing after a dry run."""
-    from vllmdeploy.cli import model_progress
+    from vllmdeploy.cli import model_progress, model_text
     from vllmdeploy.workflows import models_download, models_push
 
     wanted = models_download.wanted_of(session, request)
     decided = models_download.decide(
         session, seen, request, wanted, here.environ, to_all=sync is True
     )
-    _show_download(here, seen, decided, as_answer=dry_run)
+    # One document on stdout: with --sync it is that of the sync.
+    quiet = sync is True and not dry_run
+    _show_download(here, seen, decided, as_answer=dry_run, quiet=quiet)
     if dry_run:
         return ""
     if decided.verdict.present:
@@ -212,15 +216,20 @@ def _downloaded(
     carry = models_download.carry_out if decided.here else models_push.carry_out_via_control
     with model_progress.shown() as on_progress:
         manifest = carry(session, seen, decided, here.environ, on_progress)
-    _say_ready(here, seen, decided.place.name, manifest)
+    if here.json and not quiet:
+        output.document(model_text.manifest_document(decided.place.name, manifest))
+    count = f"{len(manifest.files)} files, every hash verified"
+    output.say(f"{seen.head}: {decided.place.name} is ready, {count}")
     return decided.place.name
 
 
-def _show_download(here: World, seen: SeenModels, decided: Download, *, as_answer: bool) -> None:
+def _show_download(
+    here: World, seen: SeenModels, decided: Download, *, as_answer: bool, quiet: bool
+) -> None:
     from vllmdeploy.cli import model_text
 
     if here.json:
-        if as_answer or decided.verdict.present:
+        if as_answer or (decided.verdict.present and not quiet):
             output.document(model_text.download_document(decided))
         return
     text = model_text.download_text(seen, decided)
@@ -247,19 +256,6 @@ def _adopted(session: Session, seen: SeenModels, name: str) -> str:
     return name
 
 
-def _say_ready(here: World, seen: SeenModels, name: str, manifest: Manifest) -> None:
-    if here.json:
-        output.document(
-            {
-                "model": name,
-                "commit": manifest.commit,
-                "bytes": manifest.total,
-                "digest": manifest.digest,
-            }
-        )
-    output.say(f"{seen.head}: {name} is ready, {len(manifest.files)} files, every hash verified")
-
-
 def _sync(here: World, session: Session, name: str, *, sync: bool | None) -> None:
     others = [host for host in session.fleet.hosts if host.name != session.lead.name]
     if not others or sync is False:
@@ -280,7 +276,9 @@ def _judged(
     standings: dict[str, Standing | VllmdeployError] = {
         host: seen.standing(host, name) for host in seen.hosts
     }
-    if deep and name in seen.manifests:
+    if name not in seen.manifests:
+        output.say(f"{seen.head} has no manifest of {name}: hosts are held to their own marks only")
+    elif deep:
         with model_progress.hashing() as on_bytes:
             standings |= models.verify_deep(session, seen, name, on_bytes)
     return standings

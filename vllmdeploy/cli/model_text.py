@@ -10,6 +10,7 @@ from vllmdeploy.plan.models import Standing, extra_files
 from vllmdeploy.plan.models_files import size_text
 
 if TYPE_CHECKING:
+    from vllmdeploy.tools.manifest import Manifest
     from vllmdeploy.workflows.models import SeenModels
     from vllmdeploy.workflows.models_download import Download
     from vllmdeploy.workflows.session import Session
@@ -43,6 +44,15 @@ def download_document(decided: Download) -> dict[str, Any]:
         "present": decided.verdict.present,
         "notes": list(decided.notes),
         "files": [{"path": file.path, "size": file.size} for file in decided.chosen.files],
+    }
+
+
+def manifest_document(name: str, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "model": name,
+        "commit": manifest.commit,
+        "bytes": manifest.total,
+        "digest": manifest.digest,
     }
 
 

@@ -34,6 +34,14 @@ _GOODBYE_S = 3.0
 _KEPT_ERRORS = 64 * 1024
 # What would send a library elsewhere than we said, or give it a token that nobody named.
 _OURS_TO_SAY = ("HF_", "HUGGING", "TRANSFORMERS_", "MODELSCOPE_API_TOKEN", "MODELSCOPE_CACHE")
+_STAY = "run it again: files that are finished stay"
+_NEXT = {
+    Trouble.CHANGED: f"did the source change meanwhile? {_STAY}",
+    Trouble.LIMITED: f"it limits how much is asked: wait, then {_STAY}",
+    Trouble.UNREACHABLE: f"is it reachable from here? HF_ENDPOINT names a mirror; {_STAY}",
+    Trouble.LOCAL: f"mend that, then {_STAY}",
+    Trouble.OTHER: _STAY,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +106,7 @@ def fetch(job: Job, *, environ: Mapping[str, str], on_progress: OnProgress) -> t
 def worded(wanted: Wanted, failed: Failed) -> VllmdeployError:
     """What a person reads, by the kind of trouble."""
     where = urlsplit(wanted.endpoint or USUAL_ENDPOINT[wanted.source]).netloc or "this machine"
-    repo, again = wanted.repo, "run it again: files that are finished stay"
+    repo = wanted.repo
     match failed.trouble:
         case Trouble.MISSING:
             message = f"{where} has no model {repo}, or it is private"
@@ -114,16 +122,12 @@ def worded(wanted: Wanted, failed: Failed) -> VllmdeployError:
                 f"the library of {wanted.source} is not installed: {failed.message}",
                 hint=f"pip install 'vllmdeploy[{wanted.source}]', or take another source",
             )
-        case Trouble.CHANGED:
-            again = "did the source change meanwhile? run it again: files that are finished stay"
-        case Trouble.LIMITED:
-            again = "it limits how much is asked; wait and run it again: finished files stay"
-        case Trouble.UNREACHABLE:
-            again = "is it reachable from here? HF_ENDPOINT names a mirror; finished files stay"
-        case Trouble.OTHER:
+        case Trouble.LOCAL:
+            where = "this machine"
+        case _:
             pass
     what = f"download {failed.path or repo}" + (f" of {repo}" if failed.path else "")
-    return CommandFailed(where, what, 1, failed.message, hint=again)
+    return CommandFailed(where, what, 1, failed.message, hint=_NEXT[failed.trouble])
 
 
 def _gated(wanted: Wanted, where: str) -> UsageError:

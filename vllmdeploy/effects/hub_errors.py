@@ -22,7 +22,7 @@ def read(error: Exception, known: Mapping[str, Trouble]) -> HubTrouble | None:
     if found is None and is_network(error):
         found = Trouble.UNREACHABLE
     if found is None and isinstance(error, OSError):
-        found = Trouble.OTHER
+        found = Trouble.LOCAL
     return HubTrouble(found, words(error), after_s=_after(error)) if found else None
 
 

@@ -38,7 +38,7 @@ class Folder:
             raise HubTrouble(Trouble.CHANGED, f"{source} was changed while it was copied")
 
     def trouble(self, error: Exception) -> HubTrouble | None:
-        return HubTrouble(Trouble.OTHER, str(error)) if isinstance(error, OSError) else None
+        return HubTrouble(Trouble.LOCAL, str(error)) if isinstance(error, OSError) else None
 
 
 def scan(folder: Path) -> Tree:

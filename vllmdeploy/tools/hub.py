@@ -32,6 +32,7 @@ class Trouble(Enum):
     UNREACHABLE = "unreachable"
     CHANGED = "changed"
     LIBRARY = "library"
+    LOCAL = "local"
     OTHER = "other"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllmdeploy.core.command import Command, check
@@ -225,14 +225,17 @@ def manifest_of(download: Download, done: tuple[Done, ...]) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class OnHead:
-    """The head's shell, and its commands as they have to be run there."""
+    """The head's shell. Where the head is this machine, files are ours: what root would make
+    there, the process that downloads could not write."""
 
     session: Session
     seen: SeenModels
+    here: bool
 
     def run(self, command: Command, doing: str) -> None:
         head = self.seen.head
-        mine = self.seen.hosts[head].access.of(command)
+        access = self.seen.hosts[head].access
+        mine = replace(command, root=False) if self.here else access.of(command)
         check(head, mine, self.session.shells[head].run(mine), doing=doing)
 
     def look(self, name: str) -> model_files.FoundStore:
@@ -249,7 +252,7 @@ def carry_out(
     on_progress: hub.OnProgress,
 ) -> Manifest:
     """On the head itself: fetch into the incoming folder, then let it be seen."""
-    head, place = OnHead(session, seen), download.place
+    head, place = OnHead(session, seen, here=True), download.place
     with alone(Path(place.lock), place.name):
         if download.verdict.mend:
             head.run(model_files.reopen(place), f"opening {place.name} again")

@@ -28,7 +28,7 @@ def carry_out_via_control(
     on_progress: hub.OnProgress,
 ) -> Manifest:
     """The copy on this machine goes once the head has the model."""
-    head, place = OnHead(session, seen), download.place
+    head, place = OnHead(session, seen, here=False), download.place
     staging = download.folder
     with alone(staging.parent / f".{place.name}.lock", place.name):
         staging.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def _pushed(
     on_progress: hub.OnProgress,
 ) -> None:
     """Until the head itself computes the manifest's hashes; wrong files are sent once more."""
-    head, place = OnHead(session, seen), download.place
+    head, place = OnHead(session, seen, here=False), download.place
     shell, host = session.shells[seen.head], seen.hosts[seen.head]
     target = Target(shell, host.access, place.incoming)
     wrong = manifest.files
