@@ -12,7 +12,8 @@ from vllmdeploy.core.plan import Draft, Plan, Step, Wait
 from vllmdeploy.errors import NotHealthy
 from vllmdeploy.gateway.fleet_file import parse
 from vllmdeploy.plan import service_steps as steps
-from vllmdeploy.plan.service_gateway import GatewayWanted, Offering, fleet_file
+from vllmdeploy.plan.service_gateway import Offering
+from vllmdeploy.plan.service_gateway_node import GatewayWanted, fleet_file
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.supervise import InDocker, supervisor
 from vllmdeploy.plan.wanted import Runtime

@@ -7,54 +7,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from vllmdeploy.config.settings import Settings
-from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.plan import Draft, Plan
-from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import OnEvent, Outcome, Stop
-from vllmdeploy.effects.fanout import each
-from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
+from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
-from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
-from vllmdeploy.plan.service_gateway import Offering, fleet_folder, gateway_name
+from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import (
     ExecutorChoice,
     FoundServices,
     ServiceWanted,
-    inside,
 )
-from vllmdeploy.tools import files, vllm
-from vllmdeploy.tools.vllm_engine import EngineState, Task, parse_engines
-from vllmdeploy.tools.vllm_model import FoundModel, folder
+from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster
-from vllmdeploy.workflows.service_keys import Keys, gateway_wanted
+from vllmdeploy.workflows.service_keys import Keys
+from vllmdeploy.workflows.service_look import Seen, look
 from vllmdeploy.workflows.session import Session
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """All groups with their services, and the gateway's part of a plan's ground."""
-
-    groups: Mapping[str, FoundServices]
-    keys: Keys
-    fleet: str = ""
-    problems: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-
-    @property
-    def services(self) -> dict[str, Service]:
-        return {one.name: one for group in self.groups.values() for one in group.services}
-
-    def group_of(self, name: str) -> FoundServices:
-        """The group that has this service."""
-        for group in self.groups.values():
-            if name in group.stored:
-                return group
-        there = ", ".join(sorted(self.services)) or "none"
-        raise UsageError(f"there is no service {name}", hint=f"there are: {there}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,57 +77,6 @@ def checked_task(text: str) -> Task:
     return tasks[text]
 
 
-def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | None = None) -> Seen:
-    """The whole fleet as services see it; `model`: a folder to look for on every host."""
-    found = found if found is not None else session.look_at_all()
-    groups = cluster.decide_groups(session, found)
-    seen: dict[str, FoundServices] = {}
-    problems: dict[str, tuple[str, ...]] = {}
-    for name, group in groups.items():
-        if group.members:
-            seen[name] = _look_at(session, group.members, model)
-        problems[name] = group.refusals
-    lead = found[session.lead.name]
-    fleet = files.digests(fleet_folder(lead.access.layout, gateway_name(session.wanted)))
-    digests = ask_one(session.shells[session.lead.name], fleet, lead.access)
-    keys = gateway_wanted(session.settings, lead)
-    return Seen(groups=seen, keys=keys, fleet=digests.get("fleet.json", ""), problems=problems)
-
-
-def _look_at(session: Session, members: tuple[Member, ...], model: str) -> FoundServices:
-    head, wanted = members[0], session.wanted
-    node = node_name(wanted, head.found)
-    layout, way = head.layout, head.found.access
-    package = next(
-        (one.package for one in head.found.ours(wanted.cluster) if one.name == node), wanted.package
-    )
-    facts: list[Fact[Any]] = [
-        stored(layout.services),
-        Fact("engines", session.supervisor.ctl(node, layout, package, "status"), parse_engines),
-        vllm.installed(inside(wanted, node, *vllm.probe_argv())),
-    ]
-    said, engines, installed = ask(session.shells[head.name], facts, way)
-    return FoundServices(
-        members=members,
-        stored=said,
-        engines=engines,
-        vllm=installed,
-        models=_models(session, members, model) if model else {},
-    )
-
-
-def _models(session: Session, members: tuple[Member, ...], path: str) -> dict[str, FoundModel]:
-    def ask_host(member: Member) -> FoundModel:
-        return ask_one(session.shells[member.name], folder(path), member.found.access)
-
-    answers = each(members, ask_host)
-    for answer in answers:
-        if isinstance(answer, VllmdeployError):
-            raise answer
-    models = (one for one in answers if isinstance(one, FoundModel))
-    return dict(zip((member.name for member in members), models, strict=True))
-
-
 def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServicePlan:
     seen = look(session, model_folder(session.wanted, asked))
     ground, found = _ground(session, seen, group)
@@ -172,7 +93,7 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         service=decided.service,
         keys=seen.keys,
         undo=undo.draft.finished(),
-        address=_address(session, seen),
+        address=seen.address(session.lead.name),
     )
 
 
@@ -214,7 +135,7 @@ def decide_restart(session: Session, name: str, changes: Mapping[str, Any]) -> S
         service=decided.service,
         keys=seen.keys,
         undo=_way_back(session, back, ground, decided, kept.content, [*others, kept.service]),
-        address=_address(session, seen),
+        address=seen.address(session.lead.name),
     )
 
 
@@ -299,13 +220,6 @@ def _placed(session: Session, asked: ServiceWanted, found: FoundServices) -> Ser
     elsewhere = {*session.settings.gateway_hosts} - {session.lead.name, session.lead.address}
     beside = found.head.name == session.lead.name and not elsewhere
     return replace(asked, host="127.0.0.1" if beside else found.head.place.ip)
-
-
-def _address(session: Session, seen: Seen) -> str:
-    places = (
-        one.head.place.ip for one in seen.groups.values() if one.head.name == session.lead.name
-    )
-    return next(places)
 
 
 def _offering(session: Session, seen: Seen, draft: Draft) -> Offering:

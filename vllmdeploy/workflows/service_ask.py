@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vllmdeploy.errors import CommandFailed, last_line
-from vllmdeploy.plan.service_gateway import GatewayWanted, gateway_name, key_file
+from vllmdeploy.plan.service_gateway_node import GatewayWanted, gateway_name, key_file
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.tools import vllm_ask
 from vllmdeploy.workflows import cluster

@@ -9,7 +9,7 @@ from pathlib import Path
 from vllmdeploy.config.settings import Settings
 from vllmdeploy.errors import SettingsError
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.service_gateway import GatewayWanted
+from vllmdeploy.plan.service_gateway_node import GatewayWanted
 
 _KEY_BYTES = 24
 
