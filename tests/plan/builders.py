@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from vllmdeploy.accelerators import registry
 from vllmdeploy.core.card import Card, CardReport
@@ -51,7 +52,7 @@ PORTS = RayPorts(
 IMAGE = Image(id="sha256:" + "1" * 64, arch="amd64")
 
 
-def wanted(**changes: object) -> Wanted:
+def wanted(**changes: Any) -> Wanted:
     base = Wanted(
         cluster="vllm",
         groups={"default": WantedGroup(name="default", image="vllm/vllm-openai:v0.17.0")},
@@ -76,7 +77,7 @@ def cards(count: int = 2, name: str = "NVIDIA H200") -> CardReport:
     )
 
 
-def bare(name: str, ip: str, *, head: bool = False, **changes: object) -> FoundHost:
+def bare(name: str, ip: str, *, head: bool = False, **changes: Any) -> FoundHost:
     """A host with Docker, cards, the image and nothing of ours."""
     options = {
         key: changes.pop(key)

@@ -37,6 +37,14 @@ def test_a_file_arrives_whole_with_its_mode(tmp_path: Path, content: bytes) -> N
     assert [one.name for one in path.parent.iterdir()] == [HOSTILE]
 
 
+def test_a_strict_umask_locks_no_reader_out(tmp_path: Path) -> None:
+    write = files.write(str(tmp_path / "pkg" / "sha" / "f"), b"x")
+    strict = Command(("sh", "-c", 'umask 077; exec "$@"', "sh", *write.argv), stdin=write.stdin)
+    run(strict)
+    assert mode(tmp_path / "pkg" / "sha") == 0o755
+    assert mode(tmp_path / "pkg" / "sha" / "f") == 0o644
+
+
 def test_a_file_is_replaced_and_gets_the_new_mode(tmp_path: Path) -> None:
     path = tmp_path / "f"
     run(files.write(str(path), b"old", mode="0600"))

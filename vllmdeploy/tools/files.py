@@ -9,7 +9,8 @@ from vllmdeploy.core.fact import Fact
 
 # A new name in the same folder, then a rename: a crash leaves the old file or the new one.
 _WRITE = (
-    'mkdir -p "${1%/*}" && umask 077 && cat > "$1.new"'
+    # Where root's umask is strict, a container's user could not enter the folder.
+    '(umask 022 && mkdir -p "${1%/*}") && umask 077 && cat > "$1.new"'
     ' && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
 )
 _WRITE_OWNED = _WRITE.replace("mv -f", 'chown "$3" "$1.new" && mv -f')
