@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.host import Host
+from vllmdeploy.core.reading import whole
 from vllmdeploy.core.spec import (
     CARDS_LABEL,
     CLUSTER_LABEL,
@@ -48,7 +49,7 @@ def labelled_node(
     name: str, labels: Mapping[str, str], *, running: bool, state: str, id_: str = ""
 ) -> FoundNode:
     """What our labels say, wherever they were written."""
-    generation = labels.get(GENERATION_LABEL, "")
+    cards = labels.get(CARDS_LABEL, "").split(",")
     return FoundNode(
         name=name,
         id=id_ or name,
@@ -58,8 +59,8 @@ def labelled_node(
         running=running,
         state=state,
         fingerprint=labels.get(FINGERPRINT_LABEL, ""),
-        generation=int(generation) if generation.isdigit() else 0,
-        cards=tuple(int(card) for card in labels.get(CARDS_LABEL, "").split(",") if card.isdigit()),
+        generation=whole(labels.get(GENERATION_LABEL, "")) or 0,
+        cards=tuple(card for card in map(whole, cards) if card is not None and card >= 0),
         package=labels.get(PACKAGE_LABEL, ""),
     )
 
