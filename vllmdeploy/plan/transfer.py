@@ -230,7 +230,7 @@ class Swarm:
         return self._barred.get((source, target), (0.0, 0))[0] > now
 
 
-Rank = tuple[int, float, int, int, int, int]
+Rank = tuple[int, float, int, int, int, float, int]
 
 
 class _Books:
@@ -299,6 +299,7 @@ class _Books:
                     giver.has.bit_count(),
                     copies,
                     (taker.has | taker.arriving).bit_count(),
+                    self._up.get(source, 0.0),
                     number,
                 )
         return None

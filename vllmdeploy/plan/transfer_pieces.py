@@ -7,17 +7,21 @@ from collections.abc import Collection, Sequence
 from vllmdeploy.plan.transfer import Piece
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 
-# Below this, starting a transfer costs more than the transfer.
-ALONE_BYTES = 8 * 1024 * 1024
-_TOGETHER_BYTES = 32 * 1024 * 1024
+# Small files move together until they are worth a transfer of their own, but in as many pieces as
+# keep several hosts busy with each other.
+_LEAST_BYTES, _MOST_BYTES = 1024 * 1024, 32 * 1024 * 1024
+_PIECES = 64
 _TOGETHER_FILES = 2000
 
 
 def pieces_of(manifest: Manifest) -> tuple[Piece, ...]:
     """The same cut on every machine; biggest first, so that none is left for the end."""
-    alone = [[file] for file in manifest.files if file.size >= ALONE_BYTES]
-    small = sorted(file for file in manifest.files if file.size < ALONE_BYTES)
-    groups = sorted((*alone, *_together(small)), key=lambda group: (-_size(group), group[0].path))
+    enough = max(_LEAST_BYTES, min(_MOST_BYTES, manifest.total // _PIECES))
+    alone = [[file] for file in manifest.files if file.size >= enough]
+    small = sorted(file for file in manifest.files if file.size < enough)
+    groups = sorted(
+        (*alone, *_together(small, enough)), key=lambda group: (-_size(group), group[0].path)
+    )
     return tuple(
         Piece(number, _size(group), tuple(file.path for file in group))
         for number, group in enumerate(groups)
@@ -28,13 +32,11 @@ def _size(group: Sequence[ModelFile]) -> int:
     return sum(file.size for file in group)
 
 
-def _together(files: Sequence[ModelFile]) -> list[list[ModelFile]]:
+def _together(files: Sequence[ModelFile], enough: int) -> list[list[ModelFile]]:
     groups: list[list[ModelFile]] = []
     for file in files:
         last = groups[-1] if groups else None
-        full = last is None or (
-            len(last) >= _TOGETHER_FILES or _size(last) + file.size > _TOGETHER_BYTES
-        )
+        full = last is None or (len(last) >= _TOGETHER_FILES or _size(last) + file.size > enough)
         if last is None or full:
             groups.append([file])
         else:

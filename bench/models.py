@@ -1,0 +1,151 @@
+"""A model to 8 hosts at 100 Mbit/s each: time over (size / bandwidth), ours and by hand.
+
+Needs root and the rig's programs. The figures by hand use smaller shards: their ratios do not
+depend on the size, and at full size they would take half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.rig import model_store, network
+from tests.rig import rig as rigs
+from tests.rig.disk import Profile
+from tests.rig.host import Host
+from tests.rig.rig import Rig
+
+MBIT = 100
+GOAL = 1.3
+BYTES_S = MBIT * 1e6 / 8
+BY_HAND = "/srv/by-hand"
+_LINE = (
+    "rsync -a --whole-file -e 'ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no "
+    '-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR\' "$1/" "$2:$3/"'
+)
+
+
+def cpu() -> tuple[float, float]:
+    """Seconds in which this machine's CPUs worked, and all there were."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    ticks = [int(word) for word in words]
+    per_s = os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - ticks[3] - ticks[4]) / per_s, sum(ticks) / per_s
+
+
+def measured(
+    figure: str, size: int, hosts: int, work: Callable[[], None], goal: float | None
+) -> None:
+    busy, all_of_it = cpu()
+    began = time.monotonic()
+    work()
+    seconds = time.monotonic() - began
+    busy_after, all_after = cpu()
+    ratio = seconds / (size / BYTES_S)
+    record = {
+        "id": "M-sync",
+        "figure": figure,
+        "value": round(ratio, 3),
+        "target": f"<= {goal}" if goal else None,
+        "pass": ratio <= goal if goal else None,
+        "n": hosts,
+        "seconds": round(seconds, 1),
+        "mib": size // model_store.MiB,
+        "cpu_share": round((busy_after - busy) / (all_after - all_of_it), 2),
+    }
+    print(json.dumps(record), flush=True)
+
+
+def by_sync(rig: Rig, folder: Path, name: str) -> None:
+    said = model_store.sync(rig, folder, name, limit_s=900)
+    if said["status"] != 0:
+        raise SystemExit(said["said"])
+
+
+def reach_by_hand(rig: Rig) -> None:
+    """The head's own key, as somebody who copies by hand would have it."""
+    rig.head.sh("mkdir -p /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/bench")
+    public = rig.head.sh("cat /root/.ssh/bench.pub").stdout
+    for host in rig.workers:
+        host.sh("cat >> /root/.ssh/authorized_keys", stdin=public.encode())
+
+
+def by_hand(rig: Rig, name: str, *, at_once: int, target: str) -> None:
+    source = f"{model_store.ROOT}/{name}"
+
+    def copy(host: Host) -> None:
+        host.sh('mkdir -p "$1"', target)
+        rig.head.sh(_LINE, source, host.ip, target, limit_s=1800)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(copy, rig.workers))
+    for host in rig.workers:
+        host.sh('rm -rf "$1"', target)
+
+
+def put(rig: Rig, name: str, count: int, size: int) -> int:
+    return model_store.put(rig.head, name, model_store.shards(count, size)).total
+
+
+def profiles(hosts: int) -> Sequence[Profile]:
+    nic = network.Nic(rate=f"{MBIT}mbit", speed_mbit=MBIT)
+    return [Profile(name=f"h{number}", nics=(nic,), engine=False) for number in range(hosts + 1)]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--hosts", type=int, default=8)
+    options.add_argument("--shards", type=int, default=30)
+    options.add_argument("--mib", type=int, default=32)
+    options.add_argument("--by-hand-mib", type=int, default=4)
+    given = options.parse_args()
+    reason = rigs.reason_it_cannot_run()
+    if reason:
+        raise SystemExit(reason)
+    rig = rigs.start(profiles(given.hosts))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            rig.write_config(folder, MODEL_PATH=model_store.ROOT)
+            compare(rig, folder, given)
+    finally:
+        rig.remove()
+
+
+def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
+    shards, hosts = given.shards, given.hosts
+    small = given.by_hand_mib * model_store.MiB
+    size = put(rig, "Small", shards, small)
+    text = f"{shards} shards of {{}} MiB, {{}}"
+    by_hand_text = text.format(given.by_hand_mib, "{}")
+    reach_by_hand(rig)
+    for how, at_once in (("rsync to one after another", 1), ("rsync to all at once", hosts)):
+        measured(
+            by_hand_text.format(how),
+            size,
+            hosts,
+            partial(by_hand, rig, "Small", at_once=at_once, target=BY_HAND),
+            None,
+        )
+    measured(
+        by_hand_text.format("model sync"), size, hosts, lambda: by_sync(rig, folder, "Small"), None
+    )
+    size = put(rig, "Whole", 1, shards * small)
+    measured("one file, model sync", size, hosts, lambda: by_sync(rig, folder, "Whole"), None)
+    size = put(rig, "Model", shards, given.mib * model_store.MiB)
+    full = text.format(given.mib, "model sync")
+    measured(full, size, hosts, lambda: by_sync(rig, folder, "Model"), GOAL)
+
+
+if __name__ == "__main__":
+    main()
