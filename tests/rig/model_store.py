@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.rig.host import Host
+from tests.rig.programs import run
 from tests.rig.rig import Rig
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 
@@ -71,6 +74,35 @@ def leftovers(host: Host) -> list[str]:
         for path in found
         if ".incoming" in path.parts or ".~tmp~" in path.name or path.match(".*.??????")
     ]
+
+
+# A mount is cloned here, carried into the other host's namespace, and put down there: what a
+# network file system looks like to both.
+_CARRY = """
+import ctypes, os, sys
+source, init, target = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+def called(name, answer):
+    if answer < 0: raise OSError(ctypes.get_errno(), name)
+    return answer
+tree = called("open_tree", libc.syscall(428, -100, source.encode(), 1 | 0o2000000))
+namespace = os.open(f"/proc/{init}/ns/mnt", os.O_RDONLY)
+called("setns", libc.setns(namespace, 0))
+called("move_mount", libc.syscall(429, tree, b"", -100, target.encode(), 4))
+"""
+
+
+@contextmanager
+def shared(owner: Host, other: Host) -> Generator[None]:
+    """The models of one host are seen by another under the same path."""
+    for host in (owner, other):
+        on_disk(host).mkdir(parents=True, exist_ok=True)
+    init = other.enter()[2]
+    run((sys.executable, "-c", _CARRY, str(on_disk(owner)), init, ROOT))
+    try:
+        yield
+    finally:
+        other.sh('umount "$1"', ROOT)
 
 
 def sync(rig: Rig, folder: Path, name: str, *more: str, limit_s: float = 120) -> dict[str, Any]:

@@ -1,0 +1,264 @@
+"""`model sync` between real hosts: real sshd, real rsync, one host that has none, slow wires."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.rig import model_store, network
+from tests.rig import rig as rigs
+from tests.rig.disk import Profile
+from tests.rig.host import Host
+from tests.rig.model_store import MiB
+from tests.rig.programs import until
+from tests.rig.rig import Rig
+
+# Slow enough for a copy to be caught half way.
+WIRE = network.Nic(rate="200mbit", speed_mbit=200)
+FLEET = (
+    Profile(name="head", nics=(WIRE,), engine=False),
+    Profile(name="sudoer", user="deploy", nics=(WIRE,), engine=False),
+    Profile(name="plain", nics=(WIRE,), engine=False),
+    Profile(name="bare", nics=(WIRE,), engine=False, without=("rsync",)),
+)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Generator[Rig]:
+    fleet = rigs.start(FLEET)
+    yield fleet
+    fleet.remove()
+
+
+@pytest.fixture
+def folder(rig: Rig, tmp_path: Path) -> Path:
+    rig.write_config(tmp_path, MODEL_PATH=model_store.ROOT)
+    return tmp_path
+
+
+def received(host: Host) -> int:
+    """Bytes that came in over the wire since it was plugged in."""
+    return int(host.sh("cat /sys/class/net/eth0/statistics/rx_bytes").stdout)
+
+
+def pair(folder: Path, rig: Rig, *hosts: Host) -> None:
+    """Only these take part."""
+    rig.write_config(folder, hosts=(rig.head, *hosts), MODEL_PATH=model_store.ROOT)
+
+
+def there(host: Host, name: str) -> int:
+    """Bytes of an unfinished copy."""
+    incoming = model_store.on_disk(host, f".incoming/{name}")
+    return sum(path.stat().st_size for path in incoming.glob("*.safetensors"))
+
+
+def half_there(host: Host, name: str, total: int) -> None:
+    until("half of it is there", lambda: there(host, name) >= total / 2, limit_s=60)
+
+
+def test_every_host_gets_the_model_and_a_second_sync_moves_nothing(rig: Rig, folder: Path) -> None:
+    manifest = model_store.put(rig.head, "Model", model_store.shards(8, 2 * MiB))
+    first = model_store.sync(rig, folder, "Model")
+    assert first["status"] == 0, first["said"]
+    assert sorted(first["done"]) == sorted(host.ip for host in rig.workers)
+    for host in rig.hosts:
+        assert model_store.is_whole(host, "Model", manifest), host.name
+        assert model_store.leftovers(host) == []
+    again = model_store.sync(rig, folder, "Model")
+    assert (again["status"], again["done"], again["received_bytes"]) == (0, [], 0)
+
+
+def test_dry_run_touches_nothing(rig: Rig, folder: Path) -> None:
+    model_store.put(rig.head, "Dry", {"config.json": b"{}"})
+    before = {host.name: host.disk.files() for host in rig.hosts}
+    shown = rig.vllmdeploy("model", "sync", "Dry", "--dry-run", folder=folder)
+    assert f"# {rig['plain'].ip}: receive model Dry (absent)" in shown.stdout
+    assert "--append-verify" in shown.stdout
+    assert {host.name: host.disk.files() for host in rig.hosts} == before
+
+
+def test_nobody_to_ask_means_nothing_is_done(rig: Rig, folder: Path) -> None:
+    model_store.put(rig.head, "Asked", {"config.json": b"{}"})
+    declined = rig.vllmdeploy("model", "sync", "Asked", folder=folder)
+    assert declined.returncode == 2
+    assert not model_store.on_disk(rig["plain"], "Asked").exists()
+
+
+def test_the_key_reads_models_and_does_nothing_else(rig: Rig, folder: Path) -> None:
+    model_store.put(rig.head, "Keyed", {"config.json": b"{}"})
+    assert model_store.sync(rig, folder, "Keyed")["status"] == 0
+    secrets = "/var/lib/vllmdeploy/vllm/secrets/sync"
+    ssh = (
+        f"ssh -F /dev/null -i {secrets}/id_ed25519 -o BatchMode=yes -o HostKeyAlias={rig.head.ip} "
+        f"-o UserKnownHostsFile={secrets}/known_hosts root@{rig.head.ip}"
+    )
+    host = rig["plain"]
+    assert host.sh(f"stat -c %a {secrets}/id_ed25519").stdout == "600\n"
+    for attempt in (
+        "id",
+        "rsync --server -e.LsfxCIvu . Keyed/",
+        "rsync --server --sender -e.LsfxCIvu . /etc/",
+        "rsync --server --sender -e.LsfxCIvu . ../../etc/",
+        "rsync --server --sender -se.LsfxCIvu . Keyed/",
+        "rsync --server --sender -e.LsfxCIvu --log-file=/tmp/x . Keyed/",
+        "rsync --server --sender -e.LsfxCIvu --files-from=/etc/shadow . Keyed/",
+        "rsync --server --sender -e.LsfxCIvu . Keyed/ /etc",
+        "rsync --server --sender '-e.$(touch /tmp/x)' . Keyed/",
+    ):
+        said = host.sh(f'{ssh} "$1" 2>&1; echo "status $?"', attempt)
+        assert "vllmdeploy: refused" in said.stdout, attempt
+        assert "status 1" in said.stdout, attempt
+    tunnel = host.sh(f"timeout 5 {ssh} -N -L 7777:127.0.0.1:22 2>&1; echo $?").stdout
+    assert "refused" in tunnel or tunnel.strip() != "0"
+
+
+def test_down_takes_the_key_away(rig: Rig, folder: Path) -> None:
+    model_store.put(rig.head, "Gone", {"config.json": b"{}"})
+    assert model_store.sync(rig, folder, "Gone")["status"] == 0
+    authorized = {host.name: authorized_keys(host) for host in rig.hosts}
+    assert ["vllmdeploy:vllm" in authorized[h.name] for h in rig.hosts] == [True, True, True, False]
+    down = rig.vllmdeploy("down", "--yes", folder=folder, env={"VLLMDEPLOY_RUNTIME": "process"})
+    assert down.returncode == 0, down.stderr
+    for host in rig.hosts:
+        kept = [line for line in authorized[host.name].splitlines() if "vllmdeploy:" not in line]
+        assert authorized_keys(host).splitlines() == kept
+        assert not host.sh("ls /var/lib/vllmdeploy/vllm/secrets/sync", check=False).ok
+
+
+def authorized_keys(host: Host) -> str:
+    return host.sh(f"cat {host.profile.home}/.ssh/authorized_keys").stdout
+
+
+@pytest.mark.parametrize("victim", ["sender", "receiver"])
+def test_a_copy_killed_half_way_goes_on_from_there(rig: Rig, folder: Path, victim: str) -> None:
+    host, name = rig["plain"], f"Killed-{victim}"
+    manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * MiB))
+    pair(folder, rig, host)
+    began = received(host)
+
+    killed = {"sender": rig.head, "receiver": host}[victim]
+    with background(rig, folder, name):
+        half_there(host, name, manifest.total)
+        killed.sh("pkill -KILL rsync")
+    assert not model_store.is_whole(host, name, manifest)
+    at_the_kill = received(host) - began
+    done = model_store.sync(rig, folder, name)
+    assert done["status"] == 0, done["said"]
+    assert model_store.is_whole(host, name, manifest)
+    assert model_store.leftovers(host) == []
+    resent = received(host) - began - at_the_kill
+    assert resent / manifest.total <= 0.55
+
+
+@contextmanager
+def background(rig: Rig, folder: Path, name: str) -> Generator[None]:
+    """A sync while the body runs; then it is killed as by a power cut."""
+    with subprocess.Popen(
+        (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", name, "--yes"),
+        cwd=folder,
+        env=rig.operator_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_a_flipped_bit_is_found_and_only_that_file_comes_again(rig: Rig, folder: Path) -> None:
+    host = rig["plain"]
+    manifest = model_store.put(rig.head, "Flipped", model_store.shards(8, 2 * MiB))
+    pair(folder, rig, host)
+    assert model_store.sync(rig, folder, "Flipped")["status"] == 0
+    shard = model_store.on_disk(host, "Flipped/model-00003.safetensors")
+    before = shard.stat()
+    content = bytearray(shard.read_bytes())
+    content[MiB] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    found = rig.vllmdeploy("model", "verify", "Flipped", "--deep", folder=folder)
+    assert found.returncode == 4
+    assert "model-00003.safetensors" in found.stdout + found.stderr
+    began = received(host)
+    mended = model_store.sync(rig, folder, "Flipped")
+    assert mended["status"] == 0, mended["said"]
+    assert model_store.is_whole(host, "Flipped", manifest)
+    assert received(host) - began < 3 * MiB
+
+
+def test_through_control_no_host_needs_to_reach_another(rig: Rig, folder: Path) -> None:
+    manifest = model_store.put(rig.head, "Relayed", model_store.shards(3, 2 * MiB))
+    for host in rig.workers:
+        host.sh("rm -rf /var/lib/vllmdeploy")
+    done = model_store.sync(rig, folder, "Relayed", "--through-control")
+    assert done["status"] == 0, done["said"]
+    for host in rig.workers:
+        assert model_store.is_whole(host, "Relayed", manifest), host.name
+        assert not host.sh("ls /var/lib/vllmdeploy/vllm/secrets", check=False).ok
+
+
+def test_a_source_that_is_not_what_its_manifest_says_marks_nothing_ready(
+    rig: Rig, folder: Path
+) -> None:
+    host = rig["plain"]
+    model_store.put(rig.head, "Changed", model_store.shards(2, 2 * MiB))
+    shard = model_store.on_disk(rig.head, "Changed/model-00000.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[0] ^= 1
+    shard.write_bytes(content)
+    pair(folder, rig, host)
+    failed = model_store.sync(rig, folder, "Changed")
+    assert failed["status"] == 4
+    assert "no host has model-00000.safetensors as the manifest says" in failed["said"]
+    assert not model_store.on_disk(host, "Changed").exists()
+
+
+def test_a_full_disk_is_refused_and_the_others_finish(rig: Rig, folder: Path) -> None:
+    full = rig["plain"]
+    manifest = model_store.put(rig.head, "Large", model_store.shards(2, 4 * MiB))
+    model_store.on_disk(full).mkdir(parents=True, exist_ok=True)
+    full.sh(f"mount -t tmpfs -o size=32m none {model_store.ROOT}")
+    try:
+        refused = model_store.sync(rig, folder, "Large")
+    finally:
+        full.sh(f"umount {model_store.ROOT}")
+    assert refused["status"] == 6
+    assert "8.0 MiB are to come" in refused["said"]
+    assert model_store.is_whole(rig["sudoer"], "Large", manifest)
+    assert not model_store.on_disk(full, "Large").exists()
+
+
+def test_five_thousand_small_files_need_no_round_trip_each(rig: Rig, folder: Path) -> None:
+    host = rig["plain"]
+    files = {f"part-{n // 100}/{n:05}.json": b"%d" % n for n in range(5000)}
+    manifest = model_store.put(rig.head, "Small", files)
+    pair(folder, rig, host)
+    began = time.monotonic()
+    done = model_store.sync(rig, folder, "Small")
+    assert done["status"] == 0, done["said"]
+    assert model_store.is_whole(host, "Small", manifest)
+    # A round trip each, of half a millisecond and a process, would take longer than that.
+    assert time.monotonic() - began < 60
+
+
+def test_hosts_that_see_the_same_folder_get_it_once(rig: Rig, folder: Path) -> None:
+    manifest = model_store.put(rig.head, "Shared", model_store.shards(4, 2 * MiB))
+    one, other = rig["sudoer"], rig["plain"]
+    with model_store.shared(one, other):
+        done = model_store.sync(rig, folder, "Shared")
+        assert done["status"] == 0, done["said"]
+        assert done["shared"] in ({other.ip: one.ip}, {one.ip: other.ip})
+        again = model_store.sync(rig, folder, "Shared")
+        assert (again["status"], again["done"]) == (0, [])
+    assert model_store.is_whole(one, "Shared", manifest)
+    assert not model_store.on_disk(other, "Shared").exists()
