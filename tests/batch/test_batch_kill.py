@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,44 @@ from tests.batch.upstream import Asked, Say, echo, serving
 ROOT = Path(__file__).parents[2]
 
 
-def victim(source: Path, output: Path, url: str, rows: int, torn: int) -> subprocess.Popen[bytes]:
+def victim(
+    source: Path, output: Path, url: str, rows: int, torn: int, key: str = ""
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         (
             *(sys.executable, "-m", "tests.batch.victim"),
-            *(str(source), str(output), url, str(rows), str(torn)),
+            *(str(source), str(output), url, str(rows), str(torn), key),
         ),
         cwd=ROOT,
     )
+
+
+class Killer:
+    """Kills the run that goes on, and no other, when it has asked for the nth time.
+
+    What a dead run had sent may be answered after its end. It carries that run's key, so it
+    neither counts for the next one nor reaches a process id that is somebody else's by now.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key = ""
+        self._left = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, begin: Callable[[], subprocess.Popen[bytes]], key: str, nth: int) -> int:
+        with self._lock:
+            self._key, self._left = f"Bearer {key}", nth
+            self._process = begin()
+        return self._process.wait()
+
+    def answer(self, asked: Asked) -> Say:
+        with self._lock:
+            if asked.headers["authorization"] == self._key and self._left:
+                self._left -= 1
+                if not self._left and self._process is not None:
+                    self._process.send_signal(signal.SIGKILL)
+        return echo(asked)
 
 
 def rows_of(path: Path) -> list[int]:
@@ -51,27 +82,19 @@ def kill_and_resume(tmp_path: Path, *, rows: int, kills: int, seed: int) -> None
     write_input(source, rows)
     chance = random.Random(seed)
     each = rows // (kills + 1)
-    running: list[subprocess.Popen[bytes]] = []
-    until_kill: list[int] = []
+    killer = Killer()
+    with serving(killer.answer) as upstream:
 
-    def script(asked: Asked) -> Say:
-        if until_kill:
-            until_kill[0] -= 1
-            if until_kill[0] == 0:
-                os.kill(running[-1].pid, signal.SIGKILL)
-                until_kill.clear()
-        return echo(asked)
+        def begin(key: str, at: int, torn: int) -> Callable[[], subprocess.Popen[bytes]]:
+            return lambda: victim(source, output, upstream.url, at, torn, key)
 
-    with serving(script) as upstream:
-        for _ in range(kills):
-            inside = chance.random() < 0.5
-            at, torn = chance.randrange(1, each), chance.randrange(400)
-            if not inside:
-                until_kill.append(at)
-            running.append(victim(source, output, upstream.url, at if inside else -1, torn))
-            assert running[-1].wait() == -signal.SIGKILL
-        running.append(victim(source, output, upstream.url, -1, 0))
-        assert running[-1].wait() == 0
+        for number in range(kills):
+            at, torn, key = chance.randrange(1, each), chance.randrange(400), f"run-{number}"
+            if chance.random() < 0.5:
+                assert killer.start(begin(key, at, torn), key, 0) == -signal.SIGKILL
+            else:
+                assert killer.start(begin(key, -1, 0), key, at) == -signal.SIGKILL
+        assert killer.start(begin("last", -1, 0), "last", 0) == 0
     check_whole(output, rows)
     recomputed = len(upstream.asked) - (rows - rows // 50)
     assert 0 <= recomputed <= 300 * kills
@@ -122,7 +145,7 @@ def test_an_interrupt_leaves_at_once_and_the_run_goes_on(tmp_path: Path, number:
 
     def script(asked: Asked) -> Say:
         if asked.prompt.startswith("p30") and asked.nth == 1:
-            os.kill(running[-1].pid, number)
+            running[-1].send_signal(number)
             return Say(hang=True)
         return echo(asked)
 

@@ -1,6 +1,6 @@
 """A batch run in a process of its own that kills itself with SIGKILL at one exact write.
 
-    python -m tests.batch.victim IN OUT URL ROWS BYTES
+    python -m tests.batch.victim IN OUT URL ROWS BYTES KEY
 
 After ROWS whole entries it writes BYTES of the next one and dies; ROWS of -1 lets it live.
 """
@@ -31,10 +31,10 @@ def die_at(rows: int, torn: int) -> None:
 
 
 def main() -> None:
-    source, output, url, rows, torn = sys.argv[1:]
+    source, output, url, rows, torn, key = sys.argv[1:]
     if int(rows) >= 0:
         die_at(int(rows), int(torn))
-    run_pipeline(source, output, url, model="tiny")
+    run_pipeline(source, output, url, model="tiny", api_key=key)
 
 
 if __name__ == "__main__":
