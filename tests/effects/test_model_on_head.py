@@ -12,6 +12,7 @@ from vllmdeploy.core.layout import Layout
 from vllmdeploy.tools import model_files
 from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.workflows.models import SeenHost, SeenModels
 from vllmdeploy.workflows.models_download import OnHead
 from vllmdeploy.workflows.session import Session
@@ -32,7 +33,7 @@ def test_on_this_machine_they_are_of_the_user_who_downloads(
     tmp_path: Path, here: bool, begins: str
 ) -> None:
     shell = FakeShell(on("sh -c"))
-    store = model_files.FoundStore(there=True)
+    store = FoundStore(there=True)
     seen = SeenModels(root=str(tmp_path), head="a", hosts={"a": SeenHost(WAY, store)})
     head = OnHead(cast("Session", OneShell(shell)), seen, here=here)
     head.run(model_files.begin(ModelPlace(str(tmp_path), "m"), 1), "making room")

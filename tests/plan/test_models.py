@@ -20,7 +20,7 @@ from vllmdeploy.plan.models import (
 from vllmdeploy.plan.models_files import choose, size_text, weight_notes
 from vllmdeploy.tools.hub import RemoteFile
 from vllmdeploy.tools.manifest import Manifest, ModelFile
-from vllmdeploy.tools.model_files import FoundModel, FoundStore
+from vllmdeploy.tools.model_files_found import FoundModel, FoundStore
 from vllmdeploy.tools.model_files_tree import Tree
 
 SHA = "ab" * 32

@@ -14,6 +14,7 @@ from vllmdeploy.effects.local import LocalShell
 from vllmdeploy.tools import model_files
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.tools.model_files_tree import Tree, hub_cache, pickled, tree_faults
 
 FILES = {"config.json": b"{}", "a b.txt": b"spaces", "sub/'x\".bin": b"quotes"}
@@ -52,7 +53,7 @@ def done(command: Command) -> Result:
     return check("here", command, run(command))
 
 
-def looked(root: Path, name: str = "") -> model_files.FoundStore:
+def looked(root: Path, name: str = "") -> FoundStore:
     return ask_one(LocalShell("here"), model_files.look(str(root), name))
 
 
@@ -132,8 +133,9 @@ def test_a_repair_takes_the_mark_away_before_anything_moves(root: Path) -> None:
     done(model_files.reopen(place))
     assert not (root / "m").exists()
     assert sorted(p.name for p in Path(place.incoming, ".vllmdeploy").iterdir()) == []
-    fill(root / "m", FILES)
-    assert run(model_files.reopen(place)).stderr == f"{place.incoming} is there already\n"
+    fill(root / "m", {"config.json": b"newer"})
+    done(model_files.reopen(place))
+    assert [path.name for path in Path(place.incoming).iterdir()] == ["config.json"]
 
 
 def test_remove_takes_the_model_and_its_unfinished_copy_and_nothing_else(root: Path) -> None:
@@ -155,6 +157,31 @@ def test_remove_never_follows_a_link_out_of_the_store(root: Path, tmp_path: Path
     (root / "m").unlink()
     run(model_files.remove(ModelPlace(str(root), "elsewhere")))
     assert (elsewhere / "config.json").exists()
+
+
+def test_nothing_is_written_through_a_link_out_of_the_store(root: Path, tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere", FILES)
+    (root / "m").symlink_to(elsewhere)
+    fill(root / "n", FILES)
+    (root / "n/.vllmdeploy").symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    manifest = manifest_of(FILES)
+    for name in ("m", "n"):
+        place = ModelPlace(str(root), name)
+        for command in (
+            model_files.write_manifest(place, manifest),
+            model_files.mark_ready(place, manifest),
+            model_files.unmark(place),
+        ):
+            assert "is a link: a model is a folder in" in run(command).stderr
+    (root / ".incoming").symlink_to(elsewhere)
+    for command in (
+        model_files.begin(ModelPlace(str(root), "x"), 1),
+        model_files.publish(ModelPlace(str(root), "x"), manifest),
+        model_files.reopen(ModelPlace(str(root), "n")),
+    ):
+        assert "is a link" in run(command).stderr
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 def test_odd_things_in_a_model_are_refused_by_name(root: Path) -> None:

@@ -208,7 +208,9 @@ class _Worker:
                         self._errors = (self._errors + data)[-_KEPT_ERRORS:]
                     else:
                         *lines, unfinished = (unfinished + data).split(b"\n")
-                        yield from filter(None, (parse_report(line.decode()) for line in lines))
+                        yield from filter(
+                            None, (parse_report(line.decode("utf-8", "replace")) for line in lines)
+                        )
                 yield None
 
     def died(self) -> CommandFailed:

@@ -8,7 +8,7 @@ from enum import Enum
 
 from vllmdeploy.plan.models_files import size_text
 from vllmdeploy.tools.manifest import Manifest
-from vllmdeploy.tools.model_files import FoundModel, FoundStore
+from vllmdeploy.tools.model_files_found import FoundModel, FoundStore
 from vllmdeploy.tools.model_files_tree import tree_faults
 
 # Beside the model itself, for what a file system keeps of its own.

@@ -10,7 +10,7 @@ from vllmdeploy.plan import models
 from vllmdeploy.plan.models import State
 from vllmdeploy.plan.models_files import size_text
 from vllmdeploy.tools.manifest import Manifest
-from vllmdeploy.tools.model_files import FoundModel, FoundStore
+from vllmdeploy.tools.model_files_found import FoundModel, FoundStore
 
 # Room that stays free: a file system without any fails in more ways than one.
 _SPARE_BYTES = 64 * 1024 * 1024

@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.command import Command, script
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace
-from vllmdeploy.tools.model_files_tree import Reading, Tree
+from vllmdeploy.tools.model_files_found import FoundStore, parse_look
 
 _LOOK_LIMIT_S = 60.0
 # Slower than any disk that can serve a model.
 _SLOWEST_BYTES_PER_S = 10_000_000
 _HASH_AT_ONCE = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundModel:
-    """One folder below MODEL_PATH. `incoming` is a copy that is not finished.
-
-    `ready` is what the READY marker says, `digest` the sha256 of MANIFEST.json as it is there,
-    `expected` the size that an unfinished copy will have, 0 if nobody knows.
-    """
-
-    name: str
-    incoming: bool = False
-    tree: Tree
-    ready: str = ""
-    digest: str = ""
-    expected: int = 0
-
-    @property
-    def marked(self) -> bool:
-        """READY carries the digest of the manifest beside it."""
-        return bool(self.digest) and self.ready == self.digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundStore:
-    """MODEL_PATH on one host. `there` is False where the folder does not exist."""
-
-    there: bool
-    models: tuple[FoundModel, ...] = ()
-    free_bytes: int | None = None
-    writable: bool = False
-
-    def model(self, name: str) -> FoundModel | None:
-        return self._named(name, incoming=False)
-
-    def incoming(self, name: str) -> FoundModel | None:
-        return self._named(name, incoming=True)
-
-    def _named(self, name: str, *, incoming: bool) -> FoundModel | None:
-        found = (each for each in self.models if each.name == name and each.incoming == incoming)
-        return next(found, None)
 
 
 # $1 is MODEL_PATH, $2 a model's name or nothing for all. Links are told, never followed.
@@ -110,60 +68,7 @@ def look(root: str, name: str = "") -> Fact[FoundStore]:
     return Fact(
         name=f"models in {root}",
         command=script(_LOOK, root, name, root=True).within(_LOOK_LIMIT_S),
-        parse=_parse_look,
-    )
-
-
-@dataclass(slots=True)
-class _Model:
-    name: str
-    incoming: bool
-    reading: Reading
-    ready: str = ""
-    digest: str = ""
-    expected: int = 0
-
-    def found(self) -> FoundModel:
-        return FoundModel(
-            name=self.name,
-            incoming=self.incoming,
-            tree=self.reading.tree(),
-            ready=self.ready,
-            digest=self.digest,
-            expected=self.expected,
-        )
-
-
-def _parse_look(result: Result) -> FoundStore:
-    there = writable = False
-    free: int | None = None
-    models: list[_Model] = []
-    for line in result.stdout.splitlines():
-        kind, _, rest = line.partition(" ")
-        match kind:
-            case "model" | "incoming":
-                models.append(_Model(rest, kind == "incoming", Reading()))
-            case "ready" if models:
-                models[-1].ready = rest
-            case "digest" if models:
-                models[-1].digest = rest
-            case "expected" if models:
-                models[-1].expected = int(rest) if rest.isdigit() else 0
-            case _ if models:
-                models[-1].reading.line(line)
-            case "free":
-                free = int(rest) * 1024 if rest.isdigit() else None
-            case "writable":
-                writable = True
-            case "there":
-                there = True
-            case _:
-                pass
-    return FoundStore(
-        there=there,
-        models=tuple(model.found() for model in models),
-        free_bytes=free,
-        writable=writable,
+        parse=parse_look,
     )
 
 
@@ -203,10 +108,18 @@ chmod -R u+rwX,go+rX "$incoming"
 sync -f "$incoming" 2>/dev/null || sync
 mv "$incoming" "$1/$2"
 """
-_MARK = """
+# A model that is a link to elsewhere, or keeps its marks elsewhere, is not ours to write to.
+_OWN = """
 set -eu
 umask 022
 meta=$1/$2/.vllmdeploy
+for path in "$1/$2" "$meta"; do
+  [ ! -L "$path" ] || { echo "$path is a link: a model is a folder in $1 itself" >&2; exit 1; }
+done
+"""
+_MARK = (
+    _OWN
+    + """
 [ "$(sha256sum < "$meta/MANIFEST.json" | head -c 64)" = "$3" ] \
   || { echo "$meta/MANIFEST.json is another one" >&2; exit 1; }
 printf '%s\\n' "$3" > "$meta/READY.new"
@@ -214,6 +127,7 @@ sync -f "$meta" 2>/dev/null || sync
 mv -f "$meta/READY.new" "$meta/READY"
 sync -f "$meta" 2>/dev/null || sync
 """
+)
 
 
 def publish(place: ModelPlace, manifest: Manifest) -> Command:
@@ -227,15 +141,15 @@ def mark_ready(place: ModelPlace, manifest: Manifest) -> Command:
     return script(_MARK, place.root, place.name, manifest.digest, root=True).within(1800)
 
 
-_WRITE_MANIFEST = """
-set -eu
-umask 022
-cd -P -- "$1/$2"
-mkdir -p .vllmdeploy
-rm -f .vllmdeploy/READY
-cat > .vllmdeploy/MANIFEST.new
-mv -f .vllmdeploy/MANIFEST.new .vllmdeploy/MANIFEST.json
+_WRITE_MANIFEST = (
+    _OWN
+    + """
+mkdir -p "$meta"
+rm -f "$meta/READY"
+cat > "$meta/MANIFEST.new"
+mv -f "$meta/MANIFEST.new" "$meta/MANIFEST.json"
 """
+)
 
 
 def write_manifest(place: ModelPlace, manifest: Manifest) -> Command:
@@ -272,7 +186,7 @@ def discard(folder: str, paths: Sequence[str]) -> Command:
 
 def unmark(place: ModelPlace) -> Command:
     """From here on nobody takes it for whole."""
-    return script('rm -f -- "$1/.vllmdeploy/READY"', place.folder, root=True)
+    return script(_OWN + 'rm -f -- "$meta/READY"', place.root, place.name, root=True)
 
 
 # The name is checked to be one plain part, and the folder to be really there: never through a
@@ -302,7 +216,8 @@ _REOPEN = (
     + """
   rm -f -- "$found/.vllmdeploy/READY"
   mkdir -p "$root/.incoming"
-  [ ! -e "$root/.incoming/$2" ] || { echo "$root/.incoming/$2 is there already" >&2; exit 1; }
+  [ ! -L "$root/.incoming" ] || { echo "$root/.incoming is a link" >&2; exit 1; }
+  rm -rf -- "$root/.incoming/$2"
   mv "$found" "$root/.incoming/$2"
 }
 within "$root" "$2"
@@ -316,5 +231,8 @@ def remove(place: ModelPlace) -> Command:
 
 
 def reopen(place: ModelPlace) -> Command:
-    """A model that is not whole becomes an unfinished copy again, to be repaired."""
+    """A model that is not whole becomes an unfinished copy again, to be repaired.
+
+    It has more than what an unfinished copy of it may have left, which goes.
+    """
     return script(_REOPEN, place.root, place.name, root=True).within(120)

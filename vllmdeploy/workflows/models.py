@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vllmdeploy.core.command import check
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.plan import Draft, Plan, Run, Step
-from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import HostError, PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.models import Standing, State, hash_faults, standing
@@ -16,7 +16,7 @@ from vllmdeploy.plan.models_files import size_text
 from vllmdeploy.tools import access, model_files, model_files_users
 from vllmdeploy.tools.manifest import Manifest, ModelFile, parse
 from vllmdeploy.tools.manifest_names import ModelPlace, place_of
-from vllmdeploy.tools.model_files import FoundStore
+from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.tools.model_files_tree import hub_cache, tree_faults
 from vllmdeploy.workflows.session import Session
 
@@ -96,11 +96,17 @@ def _manifests(
     """Those of the head that can be read, and why the others cannot."""
     named = [model.name for model in head.store.models if model.digest and not model.incoming]
     shell = session.shells[session.lead.name]
-    facts = [_manifest_text(place_of(root, name)) for name in named]
-    texts: list[str] = ask(shell, facts, head.access) if facts else []
+    # One by one: together they could be more than what is kept of one command's output.
+    texts = each(
+        named,
+        lambda name: ask_one(shell, _manifest_text(place_of(root, name)), head.access),
+        at_once=4,
+    )
     manifests: dict[str, Manifest] = {}
     broken: dict[str, str] = {}
     for name, text in zip(named, texts, strict=True):
+        if isinstance(text, VllmdeployError):
+            raise text
         try:
             manifests[name] = parse(text, where=f"{shell.host}:{place_of(root, name).manifest}")
         except UsageError as error:

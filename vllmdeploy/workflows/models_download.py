@@ -19,6 +19,7 @@ from vllmdeploy.tools import model_files
 from vllmdeploy.tools.hub import USUAL_REVISION, Done, Job, Listing, Source, Wanted
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 from vllmdeploy.tools.manifest_names import ModelPlace, is_repository, name_of
+from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.tools.model_files_tree import hub_cache
 from vllmdeploy.workflows.models import SeenModels
 from vllmdeploy.workflows.session import Session
@@ -238,7 +239,7 @@ class OnHead:
         mine = replace(command, root=False) if self.here else access.of(command)
         check(head, mine, self.session.shells[head].run(mine), doing=doing)
 
-    def look(self, name: str) -> model_files.FoundStore:
+    def look(self, name: str) -> FoundStore:
         head = self.seen.head
         fact = model_files.look(self.seen.root, name)
         return ask_one(self.session.shells[head], fact, self.seen.hosts[head].access)

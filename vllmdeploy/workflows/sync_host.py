@@ -14,7 +14,7 @@ from vllmdeploy.plan.transfer import Piece
 from vllmdeploy.plan.transfer_pieces import held
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
 from vllmdeploy.tools import model_files, rsync
-from vllmdeploy.tools.model_files import FoundStore
+from vllmdeploy.tools.model_files_found import FoundStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from vllmdeploy.tools import access, files, model_files, network, sync_keys
 from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.manifest import Manifest, parse
 from vllmdeploy.tools.manifest_names import ModelPlace
-from vllmdeploy.tools.model_files import FoundStore
+from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.tools.network import Links
 from vllmdeploy.tools.rsync import Road
 from vllmdeploy.workflows.session import Session
