@@ -66,6 +66,7 @@ def ids(rig: Rig) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayNode:
+    id: str
     ip: str
     alive: bool
     cards: int
@@ -80,6 +81,7 @@ def ray_nodes(host: Host, *, token_file: str) -> tuple[RayNode, ...]:
     nodes: list[dict[str, Any]] = json.loads(answer.stdout)["data"]["summary"]
     return tuple(
         RayNode(
+            id=node["raylet"]["nodeId"],
             ip=node["raylet"]["nodeManagerAddress"],
             alive=node["raylet"]["state"] == "ALIVE",
             cards=int(node["raylet"].get("resourcesTotal", {}).get("GPU", 0)),
@@ -88,11 +90,18 @@ def ray_nodes(host: Host, *, token_file: str) -> tuple[RayNode, ...]:
     )
 
 
-def cluster(rig: Rig, *, name: str = "vllm") -> dict[str, int]:
+def cluster(rig: Rig, *, head: Host | None = None, name: str = "vllm") -> dict[str, int]:
     """Cards by IP of the nodes that are alive in our Ray cluster, as Ray itself has them."""
-    token_file = Layout(f"{SYSTEM_STATE_ROOT}/{name}").ray_token
-    nodes = ray_nodes(rig.head, token_file=token_file)
-    return {node.ip: node.cards for node in nodes if node.alive}
+    return {node.ip: node.cards for node in _ours(head or rig.head, name) if node.alive}
+
+
+def raylets(head: Host, *, name: str = "vllm") -> dict[str, str]:
+    """Ray's own ids by IP of the nodes that are alive: a node that came back has another one."""
+    return {node.ip: node.id for node in _ours(head, name) if node.alive}
+
+
+def _ours(head: Host, name: str) -> tuple[RayNode, ...]:
+    return ray_nodes(head, token_file=Layout(f"{SYSTEM_STATE_ROOT}/{name}").ray_token)
 
 
 def listening(host: Host) -> frozenset[int]:
