@@ -14,7 +14,7 @@ from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.manifest_names import ModelPlace
 from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.workflows.models import SeenHost, SeenModels
-from vllmdeploy.workflows.models_download import OnHead
+from vllmdeploy.workflows.models_fetch import OnHead
 from vllmdeploy.workflows.session import Session
 
 # A user with sudo whose state folder is root's.

@@ -1,25 +1,20 @@
-"""`model download`: decide what comes from where, bring it to the head, make it READY."""
+"""`model download`: decide what comes from where, and whether it may; nothing is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from vllmdeploy.core.command import Command, check
 from vllmdeploy.effects import hub
-from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.connect import is_this_machine
-from vllmdeploy.effects.hub_lock import alone
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.models import Asked, Verdict, may_download, space_refusals
 from vllmdeploy.plan.models_files import Chosen, choose
-from vllmdeploy.tools import model_files
-from vllmdeploy.tools.hub import USUAL_REVISION, Done, Job, Listing, Source, Wanted
-from vllmdeploy.tools.manifest import Manifest, ModelFile
+from vllmdeploy.tools.hub import USUAL_REVISION, Listing, Source, Wanted
+from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace, is_repository, name_of
-from vllmdeploy.tools.model_files_found import FoundStore
 from vllmdeploy.tools.model_files_tree import hub_cache
 from vllmdeploy.workflows.models import SeenModels
 from vllmdeploy.workflows.session import Session
@@ -129,14 +124,7 @@ def decide(
         raise PreflightRefused([f"{wanted.repo}: {fault}" for fault in listing.faults])
     origin, there = _origin(wanted, listing), seen.manifests.get(place.name)
     chosen = _chosen(request, listing, origin, there)
-    asked = Asked(
-        name=place.name,
-        source=origin.source,
-        repo=origin.repo,
-        commit=origin.commit,
-        sizes={file.path: file.size for file in chosen.files},
-    )
-    verdict = may_download(asked, seen.hosts[head].store, there)
+    verdict = may_download(_asked(place, origin, chosen), seen.hosts[head].store, there)
     _refuse(seen, place, verdict, chosen.total, hosts=list(seen.hosts) if to_all else [head])
     if here and not verdict.present:
         _refuse_unwritable(Path(place.root))
@@ -151,6 +139,16 @@ def decide(
         here=here,
         folder=folder,
         at_once=request.at_once,
+    )
+
+
+def _asked(place: ModelPlace, origin: Manifest, chosen: Chosen) -> Asked:
+    return Asked(
+        name=place.name,
+        source=origin.source,
+        repo=origin.repo,
+        commit=origin.commit,
+        sizes={file.path: file.size for file in chosen.files},
     )
 
 
@@ -211,76 +209,3 @@ def _refuse_unwritable(root: Path) -> None:
             [f"{root} cannot be written by the user who runs this"],
             hint=f"run it as one who may, or `sudo install -d -o $USER {root}`",
         )
-
-
-def manifest_of(download: Download, done: tuple[Done, ...]) -> Manifest:
-    origin = download.origin
-    return Manifest(
-        source=origin.source,
-        repo=origin.repo,
-        revision=origin.revision,
-        commit=origin.commit,
-        files=tuple(sorted(ModelFile(one.path, one.size, one.sha256) for one in done)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class OnHead:
-    """The head's shell. Where the head is this machine, files are ours: what root would make
-    there, the process that downloads could not write."""
-
-    session: Session
-    seen: SeenModels
-    here: bool
-
-    def run(self, command: Command, doing: str) -> None:
-        head = self.seen.head
-        access = self.seen.hosts[head].access
-        mine = replace(command, root=False) if self.here else access.of(command)
-        check(head, mine, self.session.shells[head].run(mine), doing=doing)
-
-    def look(self, name: str) -> FoundStore:
-        head = self.seen.head
-        fact = model_files.look(self.seen.root, name)
-        return ask_one(self.session.shells[head], fact, self.seen.hosts[head].access)
-
-
-def carry_out(
-    session: Session,
-    seen: SeenModels,
-    download: Download,
-    environ: Mapping[str, str],
-    on_progress: hub.OnProgress,
-) -> Manifest:
-    """On the head itself: fetch into the incoming folder, then let it be seen."""
-    head, place = OnHead(session, seen, here=True), download.place
-    with alone(Path(place.lock), place.name):
-        if download.verdict.mend:
-            head.run(model_files.reopen(place), f"opening {place.name} again")
-        head.run(model_files.begin(place, download.chosen.total), "making room")
-        manifest = manifest_of(download, fetched(download, environ, on_progress))
-        finish(head, place, manifest)
-    return manifest
-
-
-def fetched(
-    download: Download, environ: Mapping[str, str], on_progress: hub.OnProgress
-) -> tuple[Done, ...]:
-    job = Job(
-        wanted=download.wanted,
-        folder=str(download.folder),
-        commit=download.listing.commit,
-        files=download.chosen.files,
-        at_once=download.at_once,
-    )
-    return hub.fetch(job, environ=environ, on_progress=on_progress)
-
-
-def finish(head: OnHead, place: ModelPlace, manifest: Manifest) -> None:
-    """Only files of the manifest, under the model's own name, and READY last."""
-    incoming = head.look(place.name).incoming(place.name)
-    extra = sorted(set(incoming.tree.sizes) - set(manifest.by_path)) if incoming else []
-    if extra:
-        head.run(model_files.discard(place.incoming, extra), "removing what is no part of it")
-    head.run(model_files.publish(place, manifest), f"publishing {place.name}")
-    head.run(model_files.mark_ready(place, manifest), f"marking {place.name} as ready")

@@ -14,7 +14,8 @@ from vllmdeploy.plan.models import hash_faults
 from vllmdeploy.tools import model_files
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 from vllmdeploy.workflows.models import SeenModels, hashes_on
-from vllmdeploy.workflows.models_download import Download, OnHead, fetched, finish, manifest_of
+from vllmdeploy.workflows.models_download import Download
+from vllmdeploy.workflows.models_fetch import OnHead, fetched, finish, manifest_of
 from vllmdeploy.workflows.session import Session
 
 _TRIES = 2
