@@ -21,7 +21,13 @@ from vllmdeploy.core.command import Result as Answer
 from vllmdeploy.core.host import Host
 from vllmdeploy.effects.local import LocalShell
 from vllmdeploy.effects.shell import OnLine, Shell
-from vllmdeploy.errors import HostError, HostUnreachable, PreflightRefused, UsageError
+from vllmdeploy.errors import (
+    CommandFailed,
+    HostError,
+    HostUnreachable,
+    PreflightRefused,
+    UsageError,
+)
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -366,3 +372,83 @@ def test_what_was_typed_wrong_is_said(fleet: Fleet, words: tuple[str, ...], why:
     with pytest.raises(UsageError) as raised:
         fleet.invoke("download", *words)
     assert raised.value.message.startswith(why)
+
+
+def test_of_100_flipped_bytes_100_are_found(fleet: Fleet) -> None:
+    folder = fleet.model("many")
+    folder.mkdir(parents=True)
+    for number in range(100):
+        (folder / f"{number:03}.safetensors").write_bytes(b"%d" % number * 100)
+    fleet.run("verify", "many")
+    for file in folder.glob("*.safetensors"):
+        before, content = file.stat(), bytearray(file.read_bytes())
+        content[before.st_size // 2] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fleet.states("many") == ["ready", "absent", "absent"]
+    document = json.loads(fleet.invoke("verify", "many", "--deep", as_json=True).stdout)
+    (found, *_) = document["hosts"].values()
+    assert found["state"] == "corrupt"
+    assert len(found["faults"]) == 100
+    shown = fleet.invoke("verify", "many", "--deep").stdout.splitlines()
+    assert shown[21] == "  ... and 80 more"
+
+
+def test_a_model_that_only_a_worker_has_is_held_to_its_own_mark(fleet: Fleet) -> None:
+    fleet.run("download", "owner/model", "--yes", "--no-sync")
+    copy_to(fleet, "b")
+    os.system(f"rm -r {fleet.model()}")
+    result = fleet.invoke("verify", "model", "--deep")
+    assert result.exit_code == 0
+    assert "has no manifest of model: hosts are held to their own marks only" in result.stderr
+    assert result.stdout.splitlines()[1:] == ["b: ready", "c: absent"]
+
+
+def test_a_manifest_that_cannot_be_read_is_said(fleet: Fleet) -> None:
+    fleet.run("download", "owner/model", "--yes", "--no-sync")
+    (fleet.model() / ".vllmdeploy/MANIFEST.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"MANIFEST\.json: its format is None, and only 1 is"):
+        fleet.invoke("verify", "model")
+    assert fleet.states() == ["corrupt", "absent", "absent"]
+
+
+def test_one_document_tells_what_was_downloaded(fleet: Fleet) -> None:
+    planned = fleet.document("download", "owner/model", "--dry-run", "--no-sync")
+    assert (planned["commit"], planned["bytes"], planned["present"]) == (COMMIT, 500_023, False)
+    assert [file["path"] for file in planned["files"]] == KEPT
+    done = fleet.document("download", "owner/model", "--yes", "--no-sync")
+    assert (done["model"], done["commit"], done["bytes"]) == ("model", COMMIT, 500_023)
+    assert fleet.document("download", "owner/model", "--no-sync")["present"]
+
+
+def test_without_an_answer_about_the_others_the_way_is_told(fleet: Fleet) -> None:
+    result = fleet.invoke("download", "owner/model", "--yes")
+    assert "to bring it to 2 other hosts: vllmdeploy model sync model" in result.stderr
+
+
+def test_taking_over_has_a_dry_run_too(fleet: Fleet) -> None:
+    folder = fleet.model("mine")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert fleet.run("download", str(folder), "--dry-run").endswith(
+        ": mine would be taken over as it is\n"
+    )
+    assert everything_below(folder) == ["model.safetensors"]
+
+
+def test_a_model_that_is_a_link_out_of_the_store_is_not_taken_over(fleet: Fleet) -> None:
+    elsewhere = fleet.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.safetensors").write_bytes(b"weights")
+    fleet.root.mkdir()
+    fleet.model("mine").symlink_to(elsewhere)
+    with pytest.raises(CommandFailed, match="is a link: a model is a folder in"):
+        fleet.invoke("verify", "mine")
+    assert everything_below(elsewhere) == ["model.safetensors"]
+
+
+def test_a_host_without_room_refuses_before_anything_is_fetched(fleet: Fleet) -> None:
+    fleet.hub.repos["owner/model"].huge = {"model.safetensors": 2**50}
+    with pytest.raises(PreflightRefused, match=r"1024\.0 TiB are to come and "):
+        fleet.invoke("download", "owner/model", "--yes", "--no-sync")
+    assert fleet.hub.downloads() == []

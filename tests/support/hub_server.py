@@ -22,7 +22,8 @@ class HubRepo:
     """One repository. Files of `lfs` are served by a redirect, with their sha256 in the listing.
 
     A file in `cut` is cut in the middle that many times; `limited` answers so often with 429;
-    a file in `spoiled` comes with other bytes than listed, that many times.
+    a file in `spoiled` comes with other bytes than listed, that many times; `huge` are files that
+    are only listed, with their sizes.
     """
 
     files: dict[str, bytes]
@@ -34,6 +35,7 @@ class HubRepo:
     limited: int = 0
     cut: dict[str, int] = field(default_factory=dict[str, int])
     spoiled: dict[str, int] = field(default_factory=dict[str, int])
+    huge: dict[str, int] = field(default_factory=dict[str, int])
 
     def is_lfs(self, path: str) -> bool:
         return path.endswith(self.lfs)
@@ -159,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for path, content in repo.files.items()
         ]
+        siblings += [{"rfilename": path, "size": size} for path, size in repo.huge.items()]
         gated = "manual" if repo.gated else False
         document = {"id": name, "sha": repo.commit, "gated": gated, "siblings": siblings}
         self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
