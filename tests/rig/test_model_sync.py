@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def test_dry_run_touches_nothing(rig: Rig, folder: Path) -> None:
     assert {host.name: host.disk.files() for host in rig.hosts} == before
 
 
+@pytest.mark.long
 def test_nobody_to_ask_means_nothing_is_done(rig: Rig, folder: Path) -> None:
     model_store.put(rig.head, "Asked", {"config.json": b"{}"})
     declined = rig.vllmdeploy("model", "sync", "Asked", folder=folder)
@@ -136,9 +138,12 @@ def authorized_keys(host: Host) -> str:
     return host.sh(f"cat {host.profile.home}/.ssh/authorized_keys").stdout
 
 
-@pytest.mark.parametrize("victim", ["sender", "receiver"])
-def test_a_copy_killed_half_way_goes_on_from_there(rig: Rig, folder: Path, victim: str) -> None:
-    host, name = rig["plain"], f"Killed-{victim}"
+@pytest.mark.parametrize("victim", [pytest.param("sender", marks=pytest.mark.long), "receiver"])
+@pytest.mark.parametrize("signal", ["KILL", pytest.param("TERM", marks=pytest.mark.long)])
+def test_a_copy_killed_half_way_goes_on_from_there(
+    rig: Rig, folder: Path, victim: str, signal: str
+) -> None:
+    host, name = rig["plain"], f"Killed-{victim}-{signal}"
     manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * MiB))
     pair(folder, rig, host)
     began = received(host)
@@ -146,7 +151,7 @@ def test_a_copy_killed_half_way_goes_on_from_there(rig: Rig, folder: Path, victi
     killed = {"sender": rig.head, "receiver": host}[victim]
     with background(rig, folder, name):
         half_there(host, name, manifest.total)
-        killed.sh("pkill -KILL rsync")
+        killed.sh(f"pkill -{signal} rsync")
     assert not model_store.is_whole(host, name, manifest)
     at_the_kill = received(host) - began
     done = model_store.sync(rig, folder, name)
@@ -223,6 +228,7 @@ def test_a_source_that_is_not_what_its_manifest_says_marks_nothing_ready(
     assert not model_store.on_disk(host, "Changed").exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_is_refused_and_the_others_finish(rig: Rig, folder: Path) -> None:
     full = rig["plain"]
     manifest = model_store.put(rig.head, "Large", model_store.shards(2, 4 * MiB))
@@ -238,6 +244,7 @@ def test_a_full_disk_is_refused_and_the_others_finish(rig: Rig, folder: Path) ->
     assert not model_store.on_disk(full, "Large").exists()
 
 
+@pytest.mark.long
 def test_five_thousand_small_files_need_no_round_trip_each(rig: Rig, folder: Path) -> None:
     host = rig["plain"]
     files = {f"part-{n // 100}/{n:05}.json": b"%d" % n for n in range(5000)}
@@ -262,3 +269,39 @@ def test_hosts_that_see_the_same_folder_get_it_once(rig: Rig, folder: Path) -> N
         assert (again["status"], again["done"]) == (0, [])
     assert model_store.is_whole(one, "Shared", manifest)
     assert not model_store.on_disk(other, "Shared").exists()
+
+
+@pytest.mark.long
+def test_a_host_that_goes_silent_half_way_delays_nobody(rig: Rig, folder: Path) -> None:
+    silent = rig["plain"]
+    manifest = model_store.put(rig.head, "Silent", model_store.shards(8, 8 * MiB))
+    with subprocess.Popen(
+        (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", "Silent", "--yes"),
+        cwd=folder,
+        env=rig.operator_environment(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until("it has begun", lambda: there(silent, "Silent") > 0, limit_s=60)
+        network.set_link(rig.number, silent.last, "eth0", up=False)
+        try:
+            assert process.stderr is not None
+            said = process.stderr.read()
+        finally:
+            network.set_link(rig.number, silent.last, "eth0", up=True)
+    assert process.returncode == 3, said
+    assert said.index(f"{rig['sudoer'].ip}: Silent is ready") < said.index(f"{silent.ip}: failed")
+    assert model_store.is_whole(rig["sudoer"], "Silent", manifest)
+    assert model_store.is_whole(rig["bare"], "Silent", manifest)
+
+
+def test_a_second_sync_of_a_model_waits_for_the_first(rig: Rig, folder: Path) -> None:
+    host = rig["plain"]
+    manifest = model_store.put(rig.head, "Twice", model_store.shards(2, 8 * MiB))
+    pair(folder, rig, host)
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: model_store.sync(rig, folder, "Twice"), range(2)))
+    assert [each["status"] for each in both] == [0, 0]
+    assert sorted(each["done"] for each in both) == [[], [host.ip]]
+    assert model_store.is_whole(host, "Twice", manifest)

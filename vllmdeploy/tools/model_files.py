@@ -76,7 +76,14 @@ def read_manifest(folder: str) -> Command:
     return Command(("cat", "--", f"{folder}/.vllmdeploy/MANIFEST.json"), root=True).within(60)
 
 
-_HASHES = 'cd "$1" && xargs -0 -n "$2" -P "$3" sha256sum --'
+# openssl knows the processor's own instructions for it: three to four times as fast where they are.
+FASTEST_SHA256 = """
+sha256() { xargs -0 "$@" sha256sum --; }
+if openssl dgst -sha256 -r /dev/null >/dev/null 2>&1; then
+  sha256() { xargs -0 "$@" openssl dgst -sha256 -r; }
+fi
+"""
+_HASHES = FASTEST_SHA256 + 'cd "$1" && sha256 -n "$2" -P "$3"'
 
 
 def hashes(folder: str, paths: Sequence[str], *, total: int) -> Command:
@@ -89,8 +96,10 @@ def hashes(folder: str, paths: Sequence[str], *, total: int) -> Command:
 
 def parse_hash(line: str) -> tuple[str, str] | None:
     """The path and sha256 of one line, None for anything else."""
-    sha256, _, path = line.partition("  ")
-    return (path.removeprefix("./"), sha256) if len(sha256) == 64 else None
+    sha256, _, path = line.partition(" ")
+    if len(sha256) != 64 or path[:1] not in (" ", "*"):
+        return None
+    return path[1:].removeprefix("./"), sha256
 
 
 # $1 MODEL_PATH, $2 the name. The manifest comes on stdin. READY is the last thing written, and

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vllmdeploy.core.command import Command, script
 from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.model_files import FASTEST_SHA256
 
 # The first with --info and --outbuf.
 OLDEST = (3, 1)
@@ -89,7 +90,9 @@ def transport(road: Road, keys: Keys) -> str:
 # $1 the incoming folder, $2 the piece's number, then rsync's words less the list; paths on stdin.
 # A pull that outlived its run would be a second writer: whoever comes next ends it first. It is
 # told by its working folder, for its number may belong to another process by now.
-_PULL = """
+_PULL = (
+    FASTEST_SHA256
+    + """
 umask 022; export LC_ALL=C
 mkdir -p "$1/.vllmdeploy/pulls" && cd -P -- "$1" || exit 1
 own=.vllmdeploy/pulls/$2; shift 2
@@ -106,9 +109,10 @@ wait $!; status=$?
 rm -f "$own.pid"
 [ $status = 0 ] || exit $status
 echo moved
-xargs -0 sha256sum -- < "$own.list" || exit 1
+sha256 < "$own.list" || exit 1
 rm -f "$own.list"
 """
+)
 
 
 def pull(wanted: Pull, road: Road, keys: Keys) -> Command:

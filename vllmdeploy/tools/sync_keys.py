@@ -41,6 +41,13 @@ def make(layout: Layout, cluster: str) -> Command:
     return script(_MAKE, keys(layout).private, tag(cluster), root=True).within(30)
 
 
+_HELD = """
+[ -s "$1" ] || exit 0
+cat "$1"
+ssh-keygen -y -f "$1"
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPair:
     private: bytes
@@ -54,6 +61,15 @@ def parse_make(result: Result) -> KeyPair | None:
     begin, end, rest = result.stdout.partition("-----END OPENSSH PRIVATE KEY-----\n")
     public = _PUBLIC.search(rest)
     return KeyPair((begin + end).encode(), public[0]) if end and public else None
+
+
+def held(layout: Layout) -> Fact[KeyPair | None]:
+    """The key pair, where it has been made before."""
+    return Fact(
+        name="sync key",
+        command=script(_HELD, keys(layout).private, root=True).within(20),
+        parse=parse_make,
+    )
 
 
 # The whole command of a peer. Its words are split, never evaluated; what is not known is refused.

@@ -58,6 +58,7 @@ class Job:
     seen: Mapping[str, Seen]
     stands: Mapping[str, Stand]
     notes: tuple[str, ...] = ()
+    pair: KeyPair = _NOT_YET
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -97,10 +98,12 @@ def look_at(session: Session, name: str, options: Options) -> Job:
     if not job.targets or options.through_control:
         return job
     seen, notes = with_roads(session, seen, interface=options.interface)
-    return replace(job, seen=seen, notes=notes)
+    shell, way = session.shells[session.lead.name], head_access(session)
+    pair = ask_one(shell, sync_keys.held(way.layout), way)
+    return replace(job, seen=seen, notes=notes, pair=pair or _NOT_YET)
 
 
-def decide(session: Session, job: Job, pair: KeyPair = _NOT_YET) -> Plan:
+def decide(session: Session, job: Job) -> Plan:
     """The plan to show: keys where they are missing, then what every host gets.
 
     Who sends what to whom is decided while it runs; shown is the first piece from the first
@@ -109,7 +112,7 @@ def decide(session: Session, job: Job, pair: KeyPair = _NOT_YET) -> Plan:
     draft = Draft(notes=list(job.notes))
     needs: dict[str, tuple[str, ...]] = {}
     if job.targets:
-        for step in _keys_plan(session, job, pair):
+        for step in _keys_plan(session, job, job.pair):
             needs[step.host] = (*needs.get(step.host, ()), draft.add(step))
     for name in job.targets:
         cause = job.stands[name].cause(job.manifest.total)
@@ -181,16 +184,18 @@ def alone(session: Session, name: str, on_wait: Callable[[str], None]) -> Genera
                 if not told:
                     on_wait(error.message)
                     told = True
-                _take_over_from_the_dead(shell, own)
-                stop.event.wait(_ASKED_EVERY_S)
+                if not _taken_from_the_dead(shell, own):
+                    stop.event.wait(_ASKED_EVERY_S)
         yield stop
 
 
-def _take_over_from_the_dead(shell: Shell, way: Access) -> None:
+def _taken_from_the_dead(shell: Shell, way: Access) -> bool:
     state = ask_one(shell, lock.state(way.layout.lock), way)
-    if state.held and holding.evidence(state)[0]:
-        command = way.of(lock.break_(way.layout.lock))
-        check(shell.host, command, shell.run(command), doing="removing a dead run's lock")
+    if not state.held or not holding.evidence(state)[0]:
+        return False
+    command = way.of(lock.break_(way.layout.lock))
+    check(shell.host, command, shell.run(command), doing="removing a dead run's lock")
+    return True
 
 
 def carry_out(
