@@ -111,15 +111,12 @@ def status(
 
     Example: vllmdeploy status --json
     """
-    from vllmdeploy.workflows.status import fleet_status
-
     here = world(context)
     with here.session(here.loaded()) as session:
         if watch:
             _watch(here, session)
             return
-        seen = fleet_status(session, session.look(for_plan=False))
-        _show_status(here, seen)
+        _show_status(here, _seen(session))
         end_with(list(session.failures.values()))
 
 
@@ -180,6 +177,14 @@ def _decided(here: World, *, offline: bool, cards: int) -> Plan:
         return service.decide_up(session, session.look_at_all())
 
 
+def _seen(session: Session) -> FleetStatus:
+    from vllmdeploy.workflows.service_status import service_statuses
+    from vllmdeploy.workflows.status import fleet_status
+
+    found = session.look(for_plan=False)
+    return fleet_status(session, found, service_statuses(session, found))
+
+
 def _show_status(here: World, seen: FleetStatus) -> None:
     if here.json:
         output.document(seen.document())
@@ -207,16 +212,34 @@ def status_text(seen: FleetStatus) -> str:
     cards = sum(host.cards or 0 for host in seen.hosts)
     summary = f"{seen.cluster}: {ready} of {len(seen.hosts)} hosts ready, {cards} cards in Ray"
     warnings = (f"warning: {text}" for text in seen.warnings)
-    return "\n".join((output.table(headings, rows), summary, *warnings))
+    services = (services_text(seen),) if seen.services else ()
+    return "\n".join((output.table(headings, rows), summary, *services, *warnings))
+
+
+def services_text(seen: FleetStatus) -> str:
+    rows = [
+        (
+            one.service,
+            one.group,
+            f"{one.tensor_parallel}x{one.pipeline_parallel}",
+            one.state,
+            one.since or "-",
+            "-" if one.running is None else f"{one.running}+{one.waiting or 0}",
+            "-" if one.cache is None else f"{one.cache:.0%}",
+            str(one.restarts),
+            one.why,
+        )
+        for one in seen.services
+    ]
+    headings = ("SERVICE", "GROUP", "TPxPP", "STATE", "SINCE", "REQUESTS", "KV", "RESTARTS", "WHY")
+    return output.table(headings, rows)
 
 
 def _watch(here: World, session: Session) -> None:
     import time
 
-    from vllmdeploy.workflows.status import fleet_status
-
     while True:
-        seen = fleet_status(session, session.look(for_plan=False))
+        seen = _seen(session)
         if not here.json:
             output.clear()
         _show_status(here, seen)

@@ -212,10 +212,10 @@ def _carry_out(
                     output.say("undone: as before" if back else "what was there before is not back")
         conclude(here, applied, stop)
         if invite:
-            output.answer(_invitation(session.settings, session.lead.address, decided))
+            output.answer(_invitation(session.settings, decided))
 
 
-def _invitation(settings: Settings, address: str, decided: ServicePlan) -> str:
+def _invitation(settings: Settings, decided: ServicePlan) -> str:
     """A line that works from another machine, and keys that nobody has seen before."""
     keys = decided.keys
     lines: list[str] = []
@@ -223,7 +223,8 @@ def _invitation(settings: Settings, address: str, decided: ServicePlan) -> str:
         lines.append(f"API key (shown once, kept on the head): {keys.new_key}")
     if keys.new_admin_key:
         lines.append(f"admin key (shown once, kept on the head): {keys.new_admin_key}")
-    host = decided.address or address
+    anywhere = settings.api_host in ("0.0.0.0", "::")  # noqa: S104 - compared with
+    host = decided.address if anywhere else settings.api_host
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:
         header = header.replace("'", '"')

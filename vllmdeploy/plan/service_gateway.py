@@ -51,10 +51,20 @@ class Offering:
         content = fleet_file(self.gateway, services)
         if files.digest(content) == self.fleet:
             return needs
+        return (self._write(content, "write", f"{self.name}'s instances", cause, needs),)
+
+    def withdraw(self, service: Service, others: Sequence[Service]) -> str:
+        """The gateway sends this one nothing new."""
+        content = fleet_file(self.gateway, others)
+        subject = f"{service.name} from {self.name}"
+        return self._write(content, "withdraw", subject, "it gets no new requests", ())
+
+    def _write(
+        self, content: bytes, verb: str, subject: str, cause: str, needs: tuple[str, ...]
+    ) -> str:
         ground = self.ground
         path = f"{fleet_folder(ground.head.layout, self.name)}/fleet.json"
-        step = ground.run(files.write(path, content))
-        return (ground.add("write", f"{self.name}'s instances", cause, step, needs),)
+        return ground.add(verb, subject, cause, ground.run(files.write(path, content)), needs)
 
     def up(self, services: Sequence[Service], cause: str, needs: tuple[str, ...]) -> None:
         """The gateway runs and knows these services, and each of them can be used."""

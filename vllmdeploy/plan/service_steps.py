@@ -119,7 +119,8 @@ def _not_running(host: str, name: str) -> Callable[[Result], str | None]:
         hopeless = state.exit_code == _USAGE_STATUS or state.failures >= _FAILURES_SHOWN
         if state.state == "crash-loop" or (state.failures and hopeless):
             raise NotHealthy(
-                f"{host}: service {name} does not start: {state.reason}{_words(state)}",
+                f"{host}: service {name} does not start: {state.failure or state.reason}"
+                f"{_words(state)}",
                 hint=f"vllmdeploy logs {host}",
             )
         return state.words

@@ -185,6 +185,7 @@ class EngineState:
     since: float = 0.0
     restarts: int = 0
     last_lines: tuple[str, ...] = ()
+    failure: str = ""
     problem: str = ""
 
     @property
@@ -227,4 +228,5 @@ def _state(shown: dict[str, Any]) -> EngineState:
         since=float(shown.get("since") or 0.0),
         restarts=int(shown.get("restarts") or 0),
         last_lines=tuple(map(str, lines)),
+        failure=str(failure.get("reason") or ""),
     )

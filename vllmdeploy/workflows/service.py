@@ -164,8 +164,7 @@ def _unrouted(
     offering = _offering(session, seen, ground.draft)
     if not seen.fleet:
         return ()
-    routed = offering.route(others, f"{service.name} gets no new requests", ())
-    return (steps.drain(ground, service, routed),)
+    return (steps.drain(ground, service, (offering.withdraw(service, others),)),)
 
 
 def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:

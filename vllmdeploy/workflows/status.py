@@ -34,13 +34,34 @@ class FleetStatus:
     cluster: str
     hosts: tuple[HostStatus, ...]
     warnings: tuple[str, ...] = ()
+    services: tuple[ServiceStatus, ...] = ()
 
     @property
     def healthy(self) -> bool:
-        return all(host.state == "ready" for host in self.hosts)
+        hosts = all(host.state == "ready" for host in self.hosts)
+        return hosts and all(service.state == "ready" for service in self.services)
 
     def document(self) -> dict[str, Any]:
         return {**asdict(self), "healthy": self.healthy}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """One served model. `running` and `waiting` are requests; `cache` is the share of the KV cache
+    in use; None where the engine does not say."""
+
+    service: str
+    model: str
+    group: str
+    state: str
+    why: str = ""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    since: str = ""
+    restarts: int = 0
+    running: int | None = None
+    waiting: int | None = None
+    cache: float | None = None
 
 
 @dataclass(slots=True)
@@ -51,7 +72,11 @@ class _Group:
     names: set[str] = field(default_factory=set[str])
 
 
-def fleet_status(session: Session, found: Mapping[str, FoundHost | VllmdeployError]) -> FleetStatus:
+def fleet_status(
+    session: Session,
+    found: Mapping[str, FoundHost | VllmdeployError],
+    services: tuple[ServiceStatus, ...] = (),
+) -> FleetStatus:
     groups: dict[str, _Group] = {}
     for host in session.fleet.hosts:
         group = groups.setdefault(host.group, _Group())
@@ -67,6 +92,7 @@ def fleet_status(session: Session, found: Mapping[str, FoundHost | VllmdeployErr
         cluster=session.wanted.cluster,
         hosts=hosts,
         warnings=(*_open_doors(session), *_not_in_the_list(groups)),
+        services=services,
     )
 
 

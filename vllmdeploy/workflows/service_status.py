@@ -1,0 +1,134 @@
+"""What the stored services do now: their warden's word, the gateway's, and the engine's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any, cast
+
+from vllmdeploy.core.command import Result
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.effects.ask import ask
+from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.service_wanted import inside
+from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
+from vllmdeploy.tools.vllm_services import Service, Stored, stored
+from vllmdeploy.workflows.session import Session
+from vllmdeploy.workflows.status import ServiceStatus
+
+_READY = "ready"
+# Health of all engines in one go: `NAME URL` pairs in, a page for each name out.
+_PAGES = """
+import json, sys, urllib.request
+pages = {}
+for name, url in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        pages[name] = urllib.request.urlopen(url + '/metrics', timeout=3).read().decode()
+    except OSError:
+        pages[name] = ''
+print(json.dumps(pages))
+"""
+_FIGURES = {
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+    "cache": "vllm:kv_cache_usage_perc",
+}
+
+
+def service_statuses(
+    session: Session, found: Mapping[str, FoundHost | VllmdeployError]
+) -> tuple[ServiceStatus, ...]:
+    heads = [
+        one
+        for host in session.fleet.hosts
+        if host.head and isinstance(one := found[host.name], FoundHost)
+    ]
+    return tuple(status for head in heads for status in _on(session, head))
+
+
+def _on(session: Session, head: FoundHost) -> Iterable[ServiceStatus]:
+    nodes = {one.role: one for one in head.ours(session.wanted.cluster) if one.running}
+    node = nodes.get("ray-head")
+    shell, way = session.shells[head.host.name], head.access
+    facts: list[Fact[Any]] = [stored(way.layout.services)]
+    if node:
+        command = session.supervisor.ctl(node.name, way.layout, node.package, "status")
+        facts.append(Fact("engines", command.within(10), parse_engines))
+    said = ask(shell, facts, way)
+    kept = cast("Mapping[str, Stored]", said[0])
+    engines = cast("Mapping[str, EngineState]", said[1] if node else {})
+    services = [one.service for one in kept.values() if one.service]
+    broken = (
+        ServiceStatus(
+            service=name, model="", group=head.host.group, state="unreadable", why=one.problem
+        )
+        for name, one in kept.items()
+        if one.service is None
+    )
+    none: Mapping[str, str] = {}
+    pages = _pages(session, head, node, services) if node and services else none
+    gateway = "gateway" in nodes
+    return (
+        *(_status(one, engines, pages.get(one.name, ""), gateway=gateway) for one in services),
+        *broken,
+    )
+
+
+def _pages(
+    session: Session, head: FoundHost, node: FoundNode, services: list[Service]
+) -> Mapping[str, str]:
+    pairs = [word for one in services for word in (one.name, one.url)]
+    command = inside(session.wanted, node.name, "python3", "-c", _PAGES, *pairs).within(15)
+    (pages,) = ask(session.shells[head.host.name], [Fact("figures", command, _parse)], head.access)
+    return cast("Mapping[str, str]", pages)
+
+
+def _parse(result: Result) -> Mapping[str, str]:
+    try:
+        return cast("dict[str, str]", json.loads(result.stdout))
+    except ValueError:
+        return {}
+
+
+def _status(
+    service: Service, engines: Mapping[str, EngineState], page: str, *, gateway: bool
+) -> ServiceStatus:
+    engine = engines.get(service.name) or engines.get("") or EngineState()
+    state, why = engine.state or "absent", engine.reason or engine.problem
+    if engine.state == "running":
+        state, why = _READY, ""
+        if not gateway:
+            state, why = "no gateway", "`vllmdeploy up` starts it"
+    elif not engines:
+        why = "its Ray head does not run; `vllmdeploy up` starts it"
+    since = datetime.fromtimestamp(engine.since, timezone.utc).isoformat(timespec="seconds")
+    plain = ServiceStatus(
+        service=service.name,
+        model=service.model,
+        group=service.group,
+        state=state,
+        why=why,
+        tensor_parallel=service.tensor_parallel,
+        pipeline_parallel=service.pipeline_parallel,
+        since=since if engine.since else "",
+        restarts=engine.restarts,
+    )
+    running, waiting = _figure(page, "running"), _figure(page, "waiting")
+    return replace(
+        plain,
+        running=None if running is None else int(running),
+        waiting=None if waiting is None else int(waiting),
+        cache=_figure(page, "cache"),
+    )
+
+
+def _figure(page: str, name: str) -> float | None:
+    values = [
+        float(line.rpartition(" ")[2])
+        for line in page.splitlines()
+        if line.startswith((f"{_FIGURES[name]}{{", f"{_FIGURES[name]} "))
+    ]
+    return sum(values) if values else None
