@@ -98,9 +98,10 @@ def hoisted(argv: Sequence[str]) -> list[str]:
     return own + rest
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, world: World | None = None) -> None:
     try:
-        app(args=hoisted(sys.argv[1:] if argv is None else argv), prog_name="vllmdeploy")
+        arguments = hoisted(sys.argv[1:] if argv is None else argv)
+        app(args=arguments, prog_name="vllmdeploy", obj=world)
     except VllmdeployError as error:
         output.error(error)
         raise SystemExit(error.exit_code) from None
