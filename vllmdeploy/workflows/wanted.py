@@ -31,11 +31,12 @@ def wanted_of(settings: Settings, fleet: Fleet, *, package: str) -> Wanted:
 
 
 def _group(settings: Settings, fleet: Fleet, name: str) -> WantedGroup:
-    of_first_head = name == fleet.head.group
+    # A worker that brings itself up knows of no head.
+    first = next((host.group for host in fleet.hosts if host.head), None)
     return WantedGroup(
         name=name,
         image=settings.image_for(name) or "",
-        head_ip=settings.head_ip if of_first_head else None,
+        head_ip=settings.head_ip if name == first else None,
         interface=settings.network_interface,
         accelerator=settings.accelerator,
     )
