@@ -90,7 +90,9 @@ class SshShell:
                 raise
             return self._concluded(channel, exchange, command, finished=finished)
         finally:
-            channel.close()
+            # Saying goodbye fails on a connection that has just gone; what counts is known by now.
+            with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+                channel.close()
             self._sessions.leave()
 
     def close(self) -> None:
