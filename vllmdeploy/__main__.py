@@ -4,6 +4,9 @@ from __future__ import annotations
 
 
 def main() -> None:
+    import gc
+
+    gc.disable()  # until a command runs: what builds all of them makes much, and no garbage
     from vllmdeploy.cli.app import main as run
 
     run()

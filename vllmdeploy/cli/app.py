@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,6 +66,7 @@ def _everywhere(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    gc.enable()
     here = context.obj if isinstance(context.obj, World) else World()
     context.obj = replace(
         here, config=config or here.config, nodes=nodes or here.nodes, json=json or here.json

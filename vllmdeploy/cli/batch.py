@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -236,5 +235,7 @@ def _template_hooks(path: Path | None) -> Hooks:
         raise UsageError(f"--template {path}: cannot be read: {error}") from error
     except TemplateSyntaxError as error:
         raise UsageError(f"--template {path}:{error.lineno}: {error.message}") from error
+    import hashlib
+
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Hooks(read=lambda fields: compiled.render(dict(fields)), read_name=f"sha256:{digest}")

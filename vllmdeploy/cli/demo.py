@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -41,6 +40,8 @@ def demo(
 
     Example: vllmdeploy demo --exit
     """
+    import tempfile
+
     from vllmdeploy.workflows.demo import demo_files, engine_of
 
     started = time.monotonic()

@@ -13,7 +13,6 @@ from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import show_plan
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.errors import UsageError
-from vllmdeploy.plan.models_files import size_text
 
 if TYPE_CHECKING:
     from vllmdeploy.effects.execute import Stop
@@ -98,7 +97,7 @@ def bring(
         for step in decided:
             output.say(output.step_line(step))
         missing = sum(job.manifest.total - job.stands[host].there for host in job.targets)
-        question = f"Bring {name} to {len(job.targets)} hosts ({size_text(missing)})?"
+        question = f"Bring {name} to {len(job.targets)} hosts ({_size(missing)})?"
         output.confirm(question, yes=yes)
     with shown(name) as on_event:
         synced = workflow.carry_out(session, job, lambda event: None, on_event, stop)
@@ -124,7 +123,7 @@ def conclude(here: World, job: Job, synced: Synced) -> None:
     for error in synced.failed.values():
         raise typer.Exit(error.exit_code)
     have = len(synced.done) + len(job.sources)
-    output.say(f"{job.place.name} is ready on {have} hosts ({size_text(synced.wire)} received)")
+    output.say(f"{job.place.name} is ready on {have} hosts ({_size(synced.wire)} received)")
 
 
 @contextmanager
@@ -146,21 +145,26 @@ def shown(name: str) -> Generator[Callable[[SyncEvent], None]]:
                 case Again(host, text):
                     output.say(f"{host}: once more: {text}")
                 case Joined(host, there):
-                    output.say(f"{host}: takes part, {size_text(there)} are there")
+                    output.say(f"{host}: takes part, {_size(there)} are there")
 
         yield on_event
+
+
+def _size(count: float) -> str:
+    from vllmdeploy.plan.models_files import size_text
+
+    return size_text(count)
 
 
 def progress_text(name: str, progress: Progress) -> str:
     """`NAME: 45 % of 3 hosts, 123.0 MiB/s, 2:07 left; a 40 %, b 50 %, c 45 %`."""
     from vllmdeploy.cli.model_progress import time_text
-    from vllmdeploy.plan.models_files import size_text
 
     total = progress.total * len(progress.there)
     share = 100 * sum(progress.there.values()) // total if total else 0
     parts = [f"{name}: {share} % of {len(progress.there)} hosts"]
     if progress.rate:
-        parts.append(f"{size_text(progress.rate)}/s")
+        parts.append(f"{_size(progress.rate)}/s")
     if progress.left_s is not None:
         parts.append(f"{time_text(progress.left_s)} left")
     slowest = sorted(progress.there.items(), key=lambda each: each[1])[:_SHOWN_HOSTS]
