@@ -131,7 +131,7 @@ def test_a_prompt_becomes_a_request_and_its_stream_texts() -> None:
     assert json.loads(vllm_ask.body("hi", chat=True))["messages"] == [
         {"role": "user", "content": "hi"}
     ]
-    lines = ('data: {"text": "a"}', ": comment", "data: [DONE]", 'data: {"usage": {}}', "")
+    lines = ('data: {"text": "a"}', ": comment", "data: [DONE]", 'data: {"usage": {}}', "data: {")
     assert [vllm_ask.text_of(one) for one in lines] == ["a", "", "", "", ""]
 
 

@@ -37,7 +37,10 @@ def text_of(line: str) -> str:
     """The next piece of the answer; empty for what is none."""
     if not line.startswith("data: {"):
         return ""
-    shown = cast("dict[str, Any]", json.loads(line.removeprefix("data: ")))
+    try:
+        shown = cast("dict[str, Any]", json.loads(line.removeprefix("data: ")))
+    except ValueError:
+        return ""
     return str(shown.get("text") or "")
 
 
