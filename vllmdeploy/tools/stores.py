@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
@@ -54,8 +54,3 @@ def shared(left: Mapping[str, str], seen_by: Mapping[str, frozenset[str]]) -> di
     for name, nonces in seen_by.items():
         writer[name] = next((host for host, nonce in left.items() if nonce in nonces), name)
     return writer
-
-
-def readers(writers: Mapping[str, str], host: str) -> Sequence[str]:
-    """The other hosts that see what this one writes."""
-    return [name for name, writer in writers.items() if writer == host and name != host]
