@@ -149,6 +149,45 @@ def test_a_service_starts_with_its_gateway_and_new_keys_are_shown_once(
     assert (again.code, "API key" in again.out) == (6, False)
 
 
+def test_the_same_wish_again_does_what_is_left_of_it(up: ScriptedHost, run: Run) -> None:
+    assert run("start-service", "m", "--yes").code == 0
+    again = run("start-service", "m", "--yes")
+    assert (again.code, again.err) == (0, "nothing to do: it is as wanted\n")
+    (up.folder / "containers/vllm-gateway").unlink()
+    assert [one for one in steps(run("start-service", "m", "--yes")) if "folders" not in one] == [
+        "gpu-01: create vllm-gateway (not found)",
+        "gpu-01: await vllm-gateway (every service can be used through it)",
+    ]
+    other = run("start-service", "m", "--alias", "chat", "--yes")
+    assert (other.code, "a service m is there already" in other.err) == (6, True)
+
+
+def test_a_wish_that_was_interrupted_is_carried_on(up: ScriptedHost, run: Run) -> None:
+    assert run("start-service", "m", "--yes").code == 0
+    # Starting when it is looked at, running when it is waited for.
+    counted = (
+        'if mkdir "$home/asked" 2>/dev/null; then cat "$home/slow"; else cat "$home/engine"; fi'
+    )
+    program = (up.folder / "bin/docker").read_text()
+    (up.folder / "slow").write_text('{"state":"starting"}')
+    up.program("docker", program.replace('cat "$home/engine"', counted))
+    carried = run("start-service", "m", "--yes")
+    assert carried.code == 0, carried.err
+    assert steps(carried) == [
+        "gpu-01: await service m (starting)",
+        "gpu-01: await vllm-gateway (every service can be used through it)",
+    ]
+
+
+def test_a_port_that_somebody_has_is_said_before_anything_is_done(
+    up: ScriptedHost, run: Run
+) -> None:
+    up.program("ss", "#!/bin/sh\necho 'LISTEN 0 9 0.0.0.0:8000 0.0.0.0:*'\n")
+    refused = run("start-service", "m", "--yes")
+    assert (refused.code, "(choose another API_PORT)" in refused.err) == (6, True)
+    assert list((up.state / "services").iterdir()) == []
+
+
 def test_a_dry_run_says_it_all_and_does_nothing(up: ScriptedHost, run: Run) -> None:
     before = up.changes
     shown = run("start-service", "m", "--dry-run", "--json")

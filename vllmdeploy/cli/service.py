@@ -202,6 +202,11 @@ def _carry_out(
             return
         with cluster.locked(session, what) as stop:
             decided = decide(session)
+            if not decided.plan.steps:
+                output.say("nothing to do: it is as wanted")
+                if here.json:
+                    output.document({"steps": []})
+                return
             for step in decided.plan:
                 output.say(output.step_line(step))
             output.confirm(f"Carry out these {len(decided.plan)} steps?", yes=yes)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from vllmdeploy.core.command import Result
 from vllmdeploy.core.layout import PACKAGE_FILE
 from vllmdeploy.core.plan import Wait
+from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan.service_gateway_node import (
     ADMIN,
     KEYS,
@@ -106,6 +107,7 @@ class Offering:
 
     def _create(self, how: Made, cause: str, needs: tuple[str, ...]) -> tuple[str, ...]:
         ground, layout = self.ground, self.ground.head.layout
+        self._check_port()
         package = self._package()
         make = ground.run(files.folders(*how.folders, owner=how.owner))
         folders = ground.add("create", f"{self.name}'s folders", cause, make, needs)
@@ -114,6 +116,18 @@ class Offering:
         return (
             ground.add("create", self.name, cause, command, (*needs, *package, folders), hint=hint),
         )
+
+    def _check_port(self) -> None:
+        """Our own gateway that is being replaced has let go of its port by then."""
+        found, port = self.ground.head.found, self.gateway.port
+        ours = any(one.name == self.name and one.running for one in found.ours(self._cluster))
+        taken = next((one for one in found.listeners if one.port == port), None)
+        if taken and not ours:
+            raise PreflightRefused([f"{self.ground.head.name}: {taken} (choose another API_PORT)"])
+
+    @property
+    def _cluster(self) -> str:
+        return self.ground.wanted.cluster
 
     def _package(self) -> tuple[str, ...]:
         ground, sha = self.ground, self.ground.wanted.package

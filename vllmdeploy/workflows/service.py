@@ -13,7 +13,12 @@ from vllmdeploy.effects.execute import OnEvent, Outcome, Stop
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
+from vllmdeploy.plan.service import (
+    DecidedService,
+    decide_service,
+    model_folder,
+    service_name,
+)
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import (
@@ -80,7 +85,11 @@ def checked_task(text: str) -> Task:
 def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServicePlan:
     seen = look(session, model_folder(session.wanted, asked))
     ground, found = _ground(session, seen, group)
-    decided = decide_service(session.wanted, _placed(session, asked, found), found)
+    asked = _placed(session, asked, found)
+    kept = found.stored.get(service_name(asked))
+    if kept and kept.service and ServiceWanted.stored(kept.service.asked) == asked:
+        return _carried_on(session, seen, ground, found, kept.service)
+    decided = decide_service(session.wanted, asked, found)
     written = steps.write(ground, decided.service.name, decided.file.content(), "not there")
     cause = "its engine loads and answers a canary"
     up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
@@ -93,6 +102,23 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         service=decided.service,
         keys=seen.keys,
         undo=undo.draft.finished(),
+        address=seen.address(session.lead.name),
+    )
+
+
+def _carried_on(
+    session: Session, seen: Seen, ground: Ground, found: FoundServices, service: Service
+) -> ServicePlan:
+    """The same wish once more, as after Ctrl-C: what is left of it to do."""
+    needs: tuple[str, ...] = ()
+    state = found.engines.get(service.name) or EngineState()
+    if state.state != "running":
+        needs = (steps.await_answer(ground, service, state.words, (), fresh=True),)
+    _offering(session, seen, ground.draft).restore([*seen.services.values()], needs)
+    return ServicePlan(
+        plan=ground.draft.finished(),
+        service=service,
+        keys=seen.keys,
         address=seen.address(session.lead.name),
     )
 
