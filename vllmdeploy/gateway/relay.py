@@ -15,8 +15,6 @@ from vllmdeploy.routing.failure import Failure
 from vllmdeploy.wire.faults import UpstreamError
 from vllmdeploy.wire.head import Field
 
-# An engine's own; the gateway sends its own request id.
-_DROPPED = frozenset({b"x-request-id", b"location", b"set-cookie"})
 _USED = re.compile(rb'"completion_tokens":\s*([0-9]{1,12})')
 # These end their streams with [DONE]; the other APIs have ends of their own.
 ENDS_WITH_DONE = frozenset({"/v1/completions", "/v1/chat/completions"})
@@ -49,13 +47,13 @@ async def relay(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> None:
 
 
 def _whole(visit: Visit, answer: Answer, body: bytes) -> None:
-    fields = _fields(visit, answer)
+    fields = _fields(visit)
     if answer.failure is Failure.BUSY:
         fields.append((b"retry-after", b"1"))
     used = _USED.findall(body[-2048:])
     if used:
         visit.tokens = int(used[-1])
-    visit.exchange.respond(answer.head.status, fields, body)
+    visit.exchange.respond(answer.head.status, fields, body, lines=answer.head.lines)
 
 
 async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failure | None:
@@ -71,7 +69,8 @@ async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failu
             watch.see(piece)
         exchange.write(piece)
 
-    exchange.start(head.status, _fields(visit, answer), head.length if head.length >= 0 else None)
+    length = head.length if head.length >= 0 else None
+    exchange.start(head.status, _fields(visit), length, lines=head.lines)
     exchange.flow = lambda paused: connection.flow(paused=paused)
     try:
         await connection.relay(pass_on)
@@ -118,7 +117,6 @@ def _cut(visit: Visit, error: UpstreamError) -> None:
     visit.exchange.abort()
 
 
-def _fields(visit: Visit, answer: Answer) -> list[Field]:
-    fields = [field for field in answer.head.fields if field[0] not in _DROPPED]
-    fields.append((b"x-request-id", visit.id))
-    return fields
+def _fields(visit: Visit) -> list[Field]:
+    """The gateway's own; the engine's go on as the lines they came in."""
+    return [(b"x-request-id", visit.id)]

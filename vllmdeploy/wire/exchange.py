@@ -56,18 +56,30 @@ class Exchange:
         self.flow: Callable[[bool], None] | None = None
         self.trust: Callable[[], None] | None = None
 
-    def respond(self, status: int, fields: Iterable[Field], body: bytes) -> None:
+    def respond(
+        self, status: int, fields: Iterable[Field], body: bytes, *, lines: tuple[bytes, ...] = ()
+    ) -> None:
+        """`lines` are further fields as they came from elsewhere, written already."""
         if self.started:
             raise RuntimeError("an answer was already begun")
         self.started = True
         self.status = status
         self._keep = self._wire.keeps()
-        head = answer_head(status, fields, length=len(body), chunked=False, close=not self._keep)
+        head = answer_head(
+            status, fields, length=len(body), chunked=False, close=not self._keep, lines=lines
+        )
         self.sent = len(body)
         self._wire.send(head if self._silent else head + body)
         self._end()
 
-    def start(self, status: int, fields: Iterable[Field], length: int | None) -> None:
+    def start(
+        self,
+        status: int,
+        fields: Iterable[Field],
+        length: int | None,
+        *,
+        lines: tuple[bytes, ...] = (),
+    ) -> None:
         """Without a length, HTTP/1.1 clients get chunks and older ones read until the close."""
         if self.started:
             raise RuntimeError("an answer was already begun")
@@ -76,7 +88,12 @@ class Exchange:
         self._chunked = length is None and self.head.minor == 1
         self._keep = self._wire.keeps() and (length is not None or self._chunked)
         head = answer_head(
-            status, fields, length=length, chunked=self._chunked, close=not self._keep
+            status,
+            fields,
+            length=length,
+            chunked=self._chunked,
+            close=not self._keep,
+            lines=lines,
         )
         self._wire.send(head)
 

@@ -31,11 +31,13 @@ _ONCE = frozenset(
         *(b"content-type", b"expect"),
     )
 )
-# What concerns one connection only, and the length, which is written anew.
-HOP_BY_HOP = frozenset(
+# What concerns one connection only, the length, which is written anew, and what an engine must not
+# say in our name.
+NOT_PASSED_ON = frozenset(
     (
         *(b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
         *(b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"content-length"),
+        *(b"x-request-id", b"location", b"set-cookie"),
     )
 )
 CHUNKED = -1
@@ -58,15 +60,20 @@ class RequestHead(NamedTuple):
 
 
 class AnswerHead(NamedTuple):
-    """`fields` without those of one connection; `length` is the body's, or CHUNKED, UNTIL_CLOSE."""
+    """`lines` are the fields to pass on, as they came; `length` is the body's, or CHUNKED, or
+    UNTIL_CLOSE."""
 
     status: int
-    fields: list[Field]
+    lines: tuple[bytes, ...]
     length: int
     keep_alive: bool
 
     def text(self, name: bytes) -> str:
-        return next((value.decode("latin-1") for key, value in self.fields if key == name), "")
+        for line in self.lines:
+            key, _, value = line.partition(b":")
+            if key.lower() == name:
+                return value.strip(b" \t").decode("latin-1")
+        return ""
 
 
 def end_of_head(data: bytes, known: int = 0, limits: HeadLimits = HEAD_LIMITS) -> int:
@@ -116,31 +123,27 @@ def parse_answer(data: bytes, end: int, limits: HeadLimits = HEAD_LIMITS) -> Ans
     if match is None:
         raise NotHttp(_why_not(data[:end]))
     minor, code, block = match.groups()
-    try:
-        fields = _read_fields(block, limits)
-    except Malformed as error:
-        raise NotHttp(error.reason) from error
-    kept: list[Field] = []
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    named = b""
-    for field in fields:
-        name, value = field
-        if name not in HOP_BY_HOP:
-            kept.append(field)
-        elif name == b"content-length":
-            lengths.append(value)
-        elif name == b"connection":
-            named += value.lower() + b","
-        elif name == b"transfer-encoding":
-            codings.append(value)
+    kept: list[bytes] = []
+    own: list[Field] = []
+    lines = block[:-2].split(b"\r\n") if block else []
+    if len(lines) > limits.fields:
+        raise NotHttp(f"more than {limits.fields} header fields")
+    for line in lines:
+        name = line[: line.index(b":")].lower()
+        if name in NOT_PASSED_ON:
+            own.append((name, line[len(name) + 1 :].strip(b" \t").lower()))
+        else:
+            kept.append(line)
+    lengths = [value for name, value in own if name == b"content-length"]
+    codings = [value for name, value in own if name == b"transfer-encoding"]
+    named = b",".join([value for name, value in own if name == b"connection"])
     status = int(code)
     length = 0 if status < 200 or status in (204, 304) else _answer_length(lengths, codings)
     keep = (b"close" not in named) if minor == b"1" else b"keep-alive" in named
-    if named and named not in (b"keep-alive,", b"close,"):
+    if named and named not in (b"keep-alive", b"close"):
         names = {name.strip() for name in named.split(b",")}
-        kept = [field for field in kept if field[0] not in names]
-    return AnswerHead(status, kept, length, keep and length != UNTIL_CLOSE)
+        kept = [line for line in kept if line[: line.index(b":")].lower() not in names]
+    return AnswerHead(status, tuple(kept), length, keep and length != UNTIL_CLOSE)
 
 
 def _read_fields(block: bytes, limits: HeadLimits) -> list[Field]:
@@ -183,7 +186,7 @@ def _request_length(fields: dict[bytes, bytes], *, chunks: bool) -> int:
 
 def _answer_length(lengths: list[bytes], codings: list[bytes]) -> int:
     if codings:
-        if lengths or len(codings) > 1 or codings[0].lower() != b"chunked":
+        if lengths or len(codings) > 1 or codings[0] != b"chunked":
             raise NotHttp("an answer's length is given in two ways")
         return CHUNKED
     if not lengths:
