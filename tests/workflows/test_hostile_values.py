@@ -108,7 +108,7 @@ def hold(folder: Path, what: Loaded | None) -> Command | None:
 
 
 @given(key=st.sampled_from(KEYS), value=VALUES)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
 def test_a_value_of_a_setting_arrives_literally_or_is_refused(
     folder: Path, key: str, value: str
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_value_of_a_setting_arrives_literally_or_is_refused(
 
 
 @given(value=VALUES, option=st.sampled_from((*NODE_OPTIONS, "")))
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
 def test_a_word_in_the_list_of_hosts_arrives_literally_or_is_refused(
     folder: Path, value: str, option: str
 ) -> None:
