@@ -17,9 +17,9 @@ class MessageReader:
     __slots__ = ("_data", "_decoder", "_known", "_known_raw", "_searched", "complete")
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data: bytes = b""
         self._searched = 0
-        self._known_raw = b""
+        self._known_raw: bytes = b""
         self._known: RequestHead | AnswerHead | None = None
         self._decoder: Decoder | None = None
         self.complete = False
@@ -54,7 +54,8 @@ class MessageReader:
                 self._searched = len(data)
                 return None
             head = parse(data, end)
-            self._known_raw, self._known = data[:end], head
+            self._known_raw = data[:end]
+            self._known = head
         self._data = data[end:]
         self._searched = 0
         self._decoder = decoder(head.length)

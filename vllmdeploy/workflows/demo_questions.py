@@ -54,7 +54,7 @@ def _ask(client: httpx.Client, route: str, body: dict[str, Any]) -> Answered:
         answer = client.post(route, json={"temperature": 0, **body})
     except httpx.HTTPError as error:
         raise NotHealthy(f"the demo's API does not answer {route}: {error}") from error
-    if answer.status_code != httpx.codes.OK:
+    if not answer.is_success:
         why = answer.text[:500]
         raise NotHealthy(f"the demo's API answers {route} with {answer.status_code}: {why}")
     seconds = time.monotonic() - began
