@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,16 @@ def test_a_real_vllm_shows_its_flags_and_methods() -> None:
     usual = ("--max-model-len", "--served-model-name", "--headless", "--shutdown-timeout", "--port")
     assert found.unknown((*usual, "--distributed-executor-backend", "-tp", "-pp")) == ()
     assert {"awq", "int8_per_channel_weight_only"} <= set(found.methods)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not ENGINE.exists(), reason="scripts/engine.sh has not been run")
+def test_its_source_shows_every_flag_that_its_help_does() -> None:
+    """The sources are read as trees; only the parser itself can say that nothing was missed."""
+    asked_for_help = (*("-m", "vllm.entrypoints.cli.main", "serve"), "--help=all")
+    shown = subprocess.run((str(ENGINE), *asked_for_help), capture_output=True, text=True).stdout
+    listed = set(re.findall(r"^ +(?:-\w+, )?(--[a-z0-9-]+)", shown, re.MULTILINE))
+    argv = (str(ENGINE), *vllm.probe_argv()[1:])
+    found = asked(Result(0, subprocess.run(argv, capture_output=True, text=True).stdout))
+    assert len(listed) > 250
+    assert {flag for flag in listed if not found.knows(flag)} == {"--help", "--json-arg"}
