@@ -28,7 +28,8 @@ async def relay(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> None:
         if answer.failure is Failure.GARBAGE:
             raise Refusal(502, f"{answer.instance.id} answered with a redirect", code="redirect")
         body = answer.connection.collected
-        if body is None:
+        # A short stream can be here whole already, and must be looked at all the same.
+        if body is None or is_events(answer):
             failure = await _stream(visit, answer, dispatcher)
         else:
             visit.first_byte_at = monotonic()

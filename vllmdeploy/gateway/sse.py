@@ -8,7 +8,8 @@ from vllmdeploy.gateway.refusal import error_body
 
 DONE = b"data: [DONE]"
 _TAIL = 64
-_ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error")
+# At the beginning of a line, which no text inside JSON can fake: its line feeds are escaped.
+_ERRORS = (b'\ndata: {"error"', b'\ndata: {"object":"error"', b"\nevent: error")
 
 
 class Watch:
@@ -23,12 +24,10 @@ class Watch:
 
     def see(self, piece: bytes) -> None:
         self.events += piece.count(b"data:")
-        if len(piece) >= _TAIL:
-            self._tail = piece[-_TAIL:]
-        else:
-            self._tail = (self._tail + piece)[-_TAIL:]
-        if piece.startswith(_ERRORS):
-            self.failed = True
+        # Pieces are what the network made of the events: several in one, one in several.
+        seen = self._tail + piece
+        self.failed = self.failed or any(mark in seen for mark in _ERRORS)
+        self._tail = seen[-_TAIL:]
 
     @property
     def done(self) -> bool:
