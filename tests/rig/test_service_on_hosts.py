@@ -58,7 +58,7 @@ def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator
         RAY_CPUS=2,
     )
     made.up()
-    started = made.runs("start-service", MODEL, "3", "--yes", limit_s=240)
+    started = made.runs("start-service", MODEL, "3", "--yes", limit_s=400)
     assert started.returncode == 0, started.stderr
     shown = next(line for line in started.stdout.splitlines() if line.startswith("API key"))
     return made, shown.split()[-1]
@@ -129,7 +129,7 @@ def test_a_killed_worker_comes_back_and_the_model_with_it(
             return False
 
     until("the API stops answering", lambda: not again(), limit_s=30)
-    until("the API answers again", again, limit_s=150, every_s=1)
+    until("the API answers again", again, limit_s=240, every_s=1)
     assert look.containers(worker)["vllm-ray-worker"].restarts == container.restarts + 1
 
 
