@@ -8,7 +8,7 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import carry_out, end_with, show_plan
-from vllmdeploy.cli.context import World, world
+from vllmdeploy.cli.context import World, connect_lazily, world
 from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def status(
 
     Example: vllmdeploy status --json
     """
-    here = world(context)
+    # Who keeps looking asks only those that answered at first, and again every 2 s.
+    here = world(context) if watch else world(context).on(connect_lazily)
     with here.session(here.loaded()) as session:
         if watch:
             _watch(here, session)

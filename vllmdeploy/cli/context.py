@@ -81,6 +81,17 @@ def _connect(
     return connect_all(hosts, settings, ask=output.ask_password if terminal() else None)
 
 
+def connect_lazily(
+    hosts: Sequence[Host], settings: Settings
+) -> tuple[Mapping[str, Shell], dict[str, HostError]]:
+    """Nobody waits for a host that does not answer while the others have much to say."""
+    from vllmdeploy.cli import output
+    from vllmdeploy.workflows.connecting import connect_all
+
+    ask = output.ask_password if terminal() else None
+    return connect_all(hosts, settings, ask=ask, lazily=True)
+
+
 def world(context: typer.Context) -> World:
     return cast("World", context.obj)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from vllmdeploy.effects.ssh import SshShell
 from vllmdeploy.errors import HostError, VllmdeployError
 
 if TYPE_CHECKING:
+    import paramiko
+
     from vllmdeploy.effects.route import SshSettings
 
 # Each connection costs this machine a few milliseconds of arithmetic; more at once do not help.
@@ -58,24 +61,33 @@ def connect(
     ssh: SshSettings,
     *,
     at_once: int = CONNECTION_STARTS,
+    lazily: bool = False,
     pause: Callable[[float], None] = time.sleep,
     chance: random.Random | None = None,
 ) -> Connected:
-    """A host that cannot be reached becomes a failure; wrong settings are raised."""
+    """A host that cannot be reached becomes a failure; wrong settings are raised. `lazily`: the
+    first command to a host opens its connection, and fails where there can be none."""
     chance = chance or random.Random()
     dialler = Dialler(ssh, pause=pause, chance=chance)
+
+    starting = threading.Semaphore(at_once)
+
+    def dial(host: Host) -> paramiko.Transport:
+        with starting:
+            return dialler.dial(host)
 
     def shell_for(host: Host) -> Shell:
         if is_this_machine(host):
             return LocalShell(host.name, sudo_password=dialler.credentials.known_password)
         shell = SshShell(
             host.name,
-            lambda: dialler.dial(host),
+            lambda: dial(host),
             sudo_password=lambda: dialler.credentials.known_password,
             pause=pause,
             chance=chance,
         )
-        shell.connect()
+        if not lazily:
+            shell.connect()
         return shell
 
     shells: dict[str, Shell] = {}

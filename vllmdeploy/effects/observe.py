@@ -22,6 +22,9 @@ from vllmdeploy.tools import access, docker, files, network, ray, system, warden
 
 T = TypeVar("T")
 
+# A whole fleet: a host that does not answer for long must not begin to be silent late.
+_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looking:
@@ -39,7 +42,7 @@ def observe(
     hosts: Sequence[Host], shells: Mapping[str, Shell], looking: Looking
 ) -> dict[str, FoundHost | VllmdeployError]:
     """Every host, or why it could not be looked at; one bad host delays no other."""
-    answers = each(hosts, lambda host: _look(host, shells[host.name], looking))
+    answers = each(hosts, lambda host: _look(host, shells[host.name], looking), at_once=_AT_ONCE)
     found = dict(zip((host.name for host in hosts), answers, strict=True))
     if looking.for_plan:
         found.update(_reached(found, shells, looking.ssh_port))

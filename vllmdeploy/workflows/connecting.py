@@ -27,10 +27,14 @@ def ssh_settings(settings: Settings, *, ask: Callable[[str], str] | None = None)
 
 
 def connect_all(
-    hosts: Sequence[Host], settings: Settings, *, ask: Callable[[str], str] | None
+    hosts: Sequence[Host],
+    settings: Settings,
+    *,
+    ask: Callable[[str], str] | None,
+    lazily: bool = False,
 ) -> tuple[Mapping[str, Shell], dict[str, HostError]]:
-    """Shells for the hosts that answer, and why the others do not."""
-    connected = connect(hosts, ssh_settings(settings, ask=ask))
+    """Shells for the hosts that answer, and why the others do not; `lazily`, that shows later."""
+    connected = connect(hosts, ssh_settings(settings, ask=ask), lazily=lazily)
     return connected.shells, dict(connected.failures)
 
 

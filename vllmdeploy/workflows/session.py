@@ -73,7 +73,8 @@ class Session:
         )
 
     def look(self, *, for_plan: bool, cards: bool = True) -> dict[str, FoundHost | VllmdeployError]:
-        """Every host of the fleet as it is now, or why it could not be looked at."""
+        """Every host of the fleet as it is now, or why it could not be looked at, which for one
+        that could not be reached is in `failures` as well."""
         looking = Looking(
             wanted=self.wanted,
             supervisor=self.supervisor,
@@ -84,6 +85,9 @@ class Session:
         )
         there = [host for host in self.fleet.hosts if host.name in self.shells]
         found = observe(there, self.shells, looking)
+        for name, answer in found.items():
+            if isinstance(answer, HostError):
+                self.failures.setdefault(name, answer)
         return {
             host.name: found.get(host.name) or self.failures[host.name] for host in self.fleet.hosts
         }
@@ -101,10 +105,8 @@ class Session:
     def look_at_those_there(self, *, cards: bool = True) -> dict[str, FoundHost]:
         """The hosts that answer. The others are in `failures`, also those that failed only now."""
         answers = self.look(for_plan=False, cards=cards)
-        for name, answer in answers.items():
-            if isinstance(answer, HostError):
-                self.failures.setdefault(name, answer)
-            elif isinstance(answer, VllmdeployError):
+        for answer in answers.values():
+            if isinstance(answer, VllmdeployError) and not isinstance(answer, HostError):
                 raise answer
         return {name: one for name, one in answers.items() if isinstance(one, FoundHost)}
 
