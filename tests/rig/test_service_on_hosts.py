@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import urllib.request
 from collections.abc import Generator
 from typing import Any
@@ -17,24 +15,16 @@ from tests.rig.disk import Profile
 from tests.rig.operate import Operator, operator
 from tests.rig.programs import until
 from tests.rig.rig import Rig
+from tests.rig.service_engine import need_engine
 
 MODEL = "SmolLM2-135M-Instruct"
 FLEET = tuple(Profile(name=name, cards=1) for name in ("first", "second", "third"))
-CANNOT = 3  # scripts/engine.sh: this machine cannot have vLLM for processors
 PROMPT = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
 def engine() -> None:
-    """In CI it is built here; elsewhere only used where `make demo` has left it."""
-    if os.environ.get("CI") == "true":
-        script = base.ENGINE.parent / "scripts/engine.sh"
-        built = subprocess.run(("sh", script), capture_output=True, text=True, check=False)
-        if built.returncode == CANNOT:
-            pytest.skip(built.stderr.strip())
-        assert built.returncode == 0, built.stderr
-    elif not (base.ENGINE / "engine-stamp").exists():
-        pytest.skip("there is no engine here: scripts/engine.sh makes it")
+    need_engine()
 
 
 @pytest.fixture(scope="module")
