@@ -22,6 +22,7 @@ _SMALL_NAMES = (
 )
 # These run templates or load tensors of the caller's choice inside the engine.
 _REFUSED_NAMES = frozenset({"chat_template", "prompt_embeds", "mm_processor_kwargs"})
+_COUNT_NAMES = ("n", "best_of")
 _SESSION_FIELD = b"x-session-id"
 _PRIORITY_FIELD = b"x-priority"
 _DEADLINE_FIELD = b"x-deadline-ms"
@@ -41,10 +42,10 @@ async def read(head: RequestHead, body: bytes, now: float, choices_max: int) -> 
     for name in _REFUSED_NAMES:
         if fields.get(name) is not None:
             raise Refusal(400, f"{name} is not accepted by this gateway", code="unsupported_field")
-    for name in ("n", "best_of"):
-        count = as_int(fields.get(name))
-        if count is not None and not 1 <= count <= choices_max:
-            raise Refusal(400, f"{name} must be from 1 to {choices_max}")
+    for name in _COUNT_NAMES:
+        _check_count(name, fields.get(name), choices_max)
+    if not isinstance(fields.get("stream"), (bool, type(None))):
+        raise Refusal(400, "stream must be true or false")
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise Refusal(400, "model must be a text")
@@ -54,6 +55,17 @@ async def read(head: RequestHead, body: bytes, now: float, choices_max: int) -> 
         fields.get("store", True) is not False or fields.get("background") is True,
         request_of(head, fields, now),
     )
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    """Engines take "64" and 64.0 for 64, so what is not plainly a number must not pass."""
+    if value is None:
+        return
+    count = as_int(value)
+    if count is None:
+        raise Refusal(400, f"{name} must be a whole number")
+    if not 1 <= count <= most:
+        raise Refusal(400, f"{name} must be from 1 to {most}")
 
 
 def request_of(head: RequestHead, fields: Object, now: float) -> Request:
