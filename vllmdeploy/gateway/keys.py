@@ -148,7 +148,8 @@ def _identity(name: str, words: list[str], where: str, problems: list[str]) -> I
             expires = found
         else:
             known = "expires=DATE models=A,B per_minute=N tokens_per_day=N"
-            problems.append(f"{where}: {option} is not one of {known}")
+            # Not which word: a key with a blank before it would be told to the log.
+            problems.append(f"{where}: after the key there may be {known}")
     return Identity(name, models, expires, numbers["per_minute"], numbers["tokens_per_day"])
 
 
