@@ -39,23 +39,25 @@ class Prober:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._loop = asyncio.get_running_loop()
-        self._tasks: dict[Instance, asyncio.Task[None]] = {}
+        self._probes: dict[Instance, tuple[_Probe, asyncio.Task[None]]] = {}
 
     def add(self, instance: Instance) -> None:
-        task = self._loop.create_task(_Probe(self._fleet, instance).run())
+        probe = _Probe(self._fleet, instance)
+        task = self._loop.create_task(probe.run())
         task.add_done_callback(_report)
-        self._tasks[instance] = task
+        self._probes[instance] = probe, task
 
     def remove(self, instance: Instance) -> None:
-        task = self._tasks.pop(instance, None)
-        if task is not None:
+        found = self._probes.pop(instance, None)
+        if found is not None:
+            probe, task = found
+            probe.ended = True
             task.cancel()
 
     async def stop(self) -> None:
-        tasks = tuple(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
-            task.cancel()
+        tasks = tuple(task for _, task in self._probes.values())
+        for instance in tuple(self._probes):
+            self.remove(instance)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -67,11 +69,13 @@ class _Probe:
         self._kind = 0
         self._models_at = -_MODELS_AGAIN_S
         self._canary: asyncio.Task[None] | None = None
+        # Before Python 3.12 wait_for loses a cancellation that comes together with the answer.
+        self.ended = False
 
     async def run(self) -> None:
         health = self._instance.health
         try:
-            while True:
+            while not self.ended:
                 if await self._check():
                     await self._learn_models()
                     await self._read_counters()
