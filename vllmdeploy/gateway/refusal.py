@@ -27,7 +27,8 @@ _TYPES = {
 
 
 def error_value(status: int, message: str, code: str = "") -> dict[str, str]:
-    kind, default = _TYPES.get(status, ("server_error", "internal_error"))
+    fallback = _TYPES[400] if 400 <= status < 500 else ("server_error", "internal_error")
+    kind, default = _TYPES.get(status, fallback)
     return {"message": message, "type": kind, "code": code or default}
 
 
