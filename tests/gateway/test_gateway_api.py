@@ -225,6 +225,15 @@ async def test_what_no_engine_should_be_asked_is_refused(
         assert engine.asked == []
 
 
+async def test_a_number_too_long_to_be_read_does_not_pass_for_none() -> None:
+    async with served() as (api, (engine,)):
+        body = b'{"prompt": "x", "n": 1000000.' + b"0" * 70_000 + b"}"
+        for path in ("/generate", "/v1/completions"):
+            answer = await api.client.post(path, content=body)
+            assert problem(answer) == (400, "bad_request", "n is too long")
+        assert engine.asked == []
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"nonsense", b'"x"', b"\xff\xfe", b"[" * 9999])
 async def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     async with served() as (api, (engine,)):

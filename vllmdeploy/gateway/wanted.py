@@ -124,6 +124,9 @@ async def _small_fields(body: bytes) -> Object:
             for name, raw in parts.items()
             if name in _SMALL_NAMES and len(raw) <= SMALL
         }
+        for name in (*_COUNT_NAMES, "stream"):
+            if len(parts.get(name, b"")) > SMALL:
+                raise Refusal(400, f"{name} is too long")
         found.update(
             (name, parts[name] != b"null" or None) for name in _REFUSED_NAMES & parts.keys()
         )
