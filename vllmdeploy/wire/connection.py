@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from enum import Enum, auto
 from time import monotonic
 from typing import cast
@@ -17,6 +19,8 @@ from vllmdeploy.wire.write import CONTINUE, answer_head
 
 _AHEAD_MAX = 64 * 1024
 _WRITE_HIGH = 256 * 1024
+_RESET = struct.pack("ii", 1, 0)  # lingers for no time at all: closing is a reset
+_RESETTABLE = (socket.AF_INET, socket.AF_INET6)
 _JSON = ((b"content-type", b"application/json"),)
 
 
@@ -95,7 +99,9 @@ class ClientConnection(asyncio.Protocol):
         self._set_paused(paused=False)
 
     def expire(self) -> None:
-        if self._state in (_State.BUSY, _State.LINGER):
+        if self._state is _State.LINGER and not self._transport.get_write_buffer_size():
+            self._transport.abort()  # all is said, and a reset could destroy it on its way
+        elif self._state in (_State.BUSY, _State.LINGER):
             self.abort()
         elif self._state is _State.HEAD and self._reader.untouched:
             self._transport.close()
@@ -134,6 +140,10 @@ class ClientConnection(asyncio.Protocol):
             self._server.loop.call_soon(self._advance)
 
     def abort(self) -> None:
+        """A reset: an orderly end is, to a client of HTTP/1.0, the end of a whole answer."""
+        connected = cast("socket.socket | None", self._transport.get_extra_info("socket"))
+        if connected is not None and connected.family in _RESETTABLE:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     # what the server calls
