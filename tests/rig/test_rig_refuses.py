@@ -105,10 +105,12 @@ def test_an_image_without_ray_is_refused_with_what_to_do(bare: Operator) -> None
     )
 
 
-def test_an_image_that_no_registry_gives_is_refused(bare: Operator) -> None:
+def test_an_image_that_cannot_be_pulled_ends_it_before_anything_else_is_done(
+    bare: Operator,
+) -> None:
     image = "127.0.0.1:1/vllm/vllm-openai:v1"  # nothing listens there
     bare.writes(IMAGE=image)
-    _refused(bare.runs("up", "--yes"), 6, f"{bare.rig.head.ip}: image {image} is not there")
+    _refused(bare.runs("up", "--yes"), 4, f"error: {bare.rig.head.ip}: pull image {image}: exit 1")
 
 
 def test_a_stranger_with_our_nodes_name_is_refused_and_left_alone(bare: Operator) -> None:
