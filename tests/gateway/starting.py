@@ -72,8 +72,9 @@ async def started(
     *,
     thresholds: Thresholds = QUIET,
     limits: ClientLimits | None = None,
+    places: int = 256,
 ) -> AsyncGenerator[Started, None]:
-    upstreams = tuple(UpstreamSpec(_name(one), one.url) for one in engines)
+    upstreams = tuple(UpstreamSpec(_name(one), one.url, limit=places) for one in engines)
     spec = GatewaySpec(
         port=0,
         limits=limits or ClientLimits(),

@@ -207,16 +207,20 @@ async def test_nothing_of_a_client_but_its_request_reaches_the_engine() -> None:
         assert sent["host"] == f"127.0.0.1:{engine.port}"
 
 
-async def test_the_gateway_outlives_ten_thousand_requests_of_random_bytes() -> None:
+async def test_the_gateway_outlives_ten_thousand_requests_of_random_bytes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     chance = random.Random(20)
     async with engines(1) as (engine,), started([engine]) as gateway:
         for _ in range(100):
             await asyncio.gather(*(_throw(gateway.port, _hostile(chance)) for _ in range(100)))
         assert await gateway.healthy()
         assert (await gateway.ask()).status == 200
-        server = gateway.running.gateway.dispatcher
-        await until(lambda: server.active == 0)
+        dispatcher = gateway.running.gateway.dispatcher
+        await until(lambda: dispatcher.active == 0)
         assert gateway.instance(engine).health.serving
+    ours = [one for one in caplog.records if one.name == "vllmdeploy.gateway"]
+    assert not [one.getMessage() for one in ours if one.levelname == "ERROR"]
 
 
 def _hostile(chance: random.Random) -> bytes:

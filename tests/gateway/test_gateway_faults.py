@@ -115,6 +115,36 @@ async def test_half_an_answer_is_never_told_as_a_whole_one(mode: str) -> None:
         assert not raw.startswith(b"HTTP/1.1 200") or not reply(raw).whole
 
 
+async def test_a_cut_answer_without_a_length_is_a_reset_to_a_client_of_http_1_0() -> None:
+    """Such a client takes an orderly end of the connection for the end of the answer."""
+    async with engines(1, f'raw:{CHUNKED}40\r\n{{"a":1') as found, started(found) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(post({"model": "m", "prompt": "x"}).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        try:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), ALIVE_S)
+        finally:
+            await closed(writer)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/batch_generate"])
+async def test_the_simple_routes_are_answered_by_another_instance(path: str) -> None:
+    asked = {"prompt": "x"} if path == "/generate" else {"prompts": ["x", "y"]}
+    async with engines(2, "cut", "ok") as found, started(found) as gateway:
+        replies = [await gateway.ask(asked, path) for _ in range(2)]
+        assert [one.status for one in replies] == [200] * 2
+        assert all(b"x!" in one.body and b'"error"' not in one.body for one in replies)
+        assert found[0].asked
+
+
+@pytest.mark.parametrize("mode", ["cut", "no_done", "error_event"])
+async def test_a_broken_stream_of_the_simple_route_says_so(mode: str) -> None:
+    async with engines(1, mode) as found, started(found) as gateway:
+        answer = await gateway.ask({"prompt": "x", "stream": True}, "/generate")
+        assert answer.whole
+        assert answer.body.count(b'"error"') == 1
+
+
 async def test_a_stream_that_is_cut_ends_with_an_error_event() -> None:
     async with engines(1, "cut") as found, started(found) as gateway:
         answer = await gateway.ask(STREAM)
@@ -165,6 +195,77 @@ async def test_a_request_that_kills_its_instances_is_not_led_through_all_of_them
         answer = await gateway.ask()
         assert answer.status == 502
         assert sum(len(one.asked) for one in found) == QUIET.poisoned_instances_max
+
+
+async def test_a_request_that_may_have_had_an_effect_is_not_sent_twice() -> None:
+    async with engines(2, "reset") as found, started(found) as gateway:
+        answer = await gateway.ask({"model": "m", "input": "hello"}, "/v1/responses")
+        assert answer.status == 502
+        assert sum(len(one.asked) for one in found) == 1
+
+
+async def test_an_instance_that_says_nothing_in_time_loses_the_request_to_another() -> None:
+    thresholds = replace(QUIET, first_byte_timeout_s=0.2)
+    async with (
+        engines(2, "stall", "ok") as (silent, sound),
+        started([silent, sound], thresholds=thresholds) as gateway,
+    ):
+        replies = [await gateway.ask() for _ in range(2)]
+        assert [one.status for one in replies] == [200] * 2
+        assert silent.asked
+        await until(lambda: silent.left == len(silent.asked))
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307"])
+async def test_a_redirect_is_followed_by_nobody(status: str) -> None:
+    mode = f"raw:HTTP/1.1 {status} X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    async with engines(1, mode) as (engine,), started([engine]) as gateway:
+        answer = await gateway.ask()
+        assert answer.status == 502
+        assert "location" not in answer.fields
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",),
+        *("content-length: 2\r\ncontent-length: 3\r\n\r\n{}x", "x: y\n\r\n\r\n"),
+        *("x : y\r\ncontent-length: 0\r\n\r\n", f"x: {'y' * 70_000}\r\n\r\n"),
+    ],
+)
+async def test_an_answer_that_could_be_read_in_two_ways_is_none(answer: str) -> None:
+    mode = f"raw:HTTP/1.1 200 OK\r\n{answer}"
+    async with engines(2, mode, "ok") as (unclear, sound), started([unclear, sound]) as gateway:
+        replies = [await gateway.ask() for _ in range(3)]
+        assert [one.status for one in replies] == [200] * 3
+        assert all(json.loads(one.body)["choices"] for one in replies)
+        assert unclear.asked
+
+
+async def test_bytes_after_an_answer_are_nobodys_answer() -> None:
+    one = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+    async with engines(1, f"raw:{one}{{}}{one}[]") as (engine,), started([engine]) as gateway:
+        replies = [await gateway.ask() for _ in range(10)]
+        assert [(reply.status, reply.body) for reply in replies] == [(200, b"{}")] * 10
+
+
+async def test_a_client_that_leaves_the_queue_takes_no_place() -> None:
+    async with engines(1, "gate") as (engine,), started([engine], places=1) as gateway:
+        first = asyncio.ensure_future(gateway.ask())
+        await until(lambda: len(engine.asked) == 1)
+        room = gateway.running.fleet.groups["m"].room
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(post({"model": "m", "prompt": "left"}))
+        await until(lambda: len(room) == 1)
+        await closed(writer)
+        await until(lambda: len(room) == 0)
+        last = asyncio.ensure_future(gateway.ask())
+        await until(lambda: len(room) == 1)
+        engine.gate.set()
+        replies = await asyncio.wait_for(asyncio.gather(first, last), ALIVE_S)
+        assert [one.status for one in replies] == [200] * 2
+        assert len(engine.asked) == 2
+        assert gateway.instance(engine).load.inflight == 0
 
 
 async def test_a_drained_instance_ends_what_it_has_and_gets_nothing_new() -> None:
