@@ -77,7 +77,8 @@ class Operator:
         """Until the cluster is whole with another Ray node on this host than the one that went."""
 
         def is_back() -> bool:
-            return self.is_whole() and look.raylets(self.hosts[0])[host.ip] != gone
+            now = look.raylets(self.hosts[0]).get(host.ip)
+            return now not in (None, gone) and self.is_whole()
 
         until(f"{host.name} is back", is_back, limit_s=JOIN_LIMIT_S, every_s=0.5)
 
