@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -57,8 +56,10 @@ class TaskGroup:
 
     def _take_back_cancel(self) -> None:
         """From 3.11 on a task counts its cancellations; an outer timeout relies on the count."""
-        if self._owner_cancelled and self._owner is not None and sys.version_info >= (3, 11):
-            self._owner.uncancel()
+        # Python 3.10 counts no cancellations, unless a loop brings tasks of its own that do.
+        uncancel: Callable[[], object] | None = getattr(self._owner, "uncancel", None)
+        if self._owner_cancelled and uncancel is not None:
+            uncancel()
 
     async def _all_ended(self) -> asyncio.CancelledError | None:
         cancelled: asyncio.CancelledError | None = None
