@@ -116,11 +116,12 @@ class Instances:
     ) -> Instance:
         """Waits, for as long as it takes, until an instance is up and has a place."""
         while True:
-            instance = self._pick(self._loop.time(), request, avoid)
+            now = self._loop.time()
+            instance = self._pick(now, request, avoid)
             if instance is not None:
                 instance.taken()
                 return instance
-            await self._wait()
+            await self._wait(now)
 
     def _pick(self, now: float, request: Request, avoid: Instance | None) -> Instance | None:
         free = [instance for instance in self.all if instance.room(now) > 0]
@@ -130,10 +131,10 @@ class Instances:
             return self._choose(free, request)
         return free[0] if free else None
 
-    async def _wait(self) -> None:
+    async def _wait(self, now: float) -> None:
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
-        self._set_timer()
+        self._set_timer(now)
         try:
             await waiter
         except asyncio.CancelledError:
@@ -153,11 +154,14 @@ class Instances:
                 waiter.set_result(None)
                 room -= 1
         if self._waiting:
-            self._set_timer()
+            self._set_timer(now)
 
-    def _set_timer(self) -> None:
-        """Instances that are down come back by time alone, so time must wake the waiting."""
-        now = self._loop.time()
+    def _set_timer(self, now: float) -> None:
+        """Instances that are down come back by time alone, so time must wake the waiting.
+
+        `now` is the moment at which there was no room: an instance that came up since then must
+        not fall between the two looks at the clock.
+        """
         soonest = min((i.down_until for i in self.all if i.down_until > now), default=None)
         if soonest is not None and (self._timer is None or self._timer.when() > soonest):
             self.close()
