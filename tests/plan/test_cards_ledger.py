@@ -129,3 +129,19 @@ def test_more_than_there_is_is_a_problem() -> None:
     assert share_for_ray(host(gpus=(0,), count=0), "vllm").problems == (
         "a: gpus= names card 0, which is not there (it has none)",
     )
+
+
+def test_an_instance_outside_any_container_holds_its_cards_too() -> None:
+    node = FoundNode(
+        name="vllm-instance-m-1",
+        id="x",
+        role="instance",
+        group="default",
+        running=True,
+        cluster="vllm",
+        cards=(1,),
+    )
+    found = replace(host(), supervised=(node,))
+    assert [one.holder for one in ledger(found)] == ["", "vllm-instance-m-1", "", ""]
+    cards, declared, _ = shared(found)
+    assert (cards, declared) == ([0, 2, 3], 3)

@@ -68,13 +68,15 @@ def _labelled(found: FoundHost) -> dict[int, _Holder]:
 
     An instance comes before a Ray that claims its card too: Ray can do without it.
     """
-    rays: dict[int, _Holder] = {
-        index: _Holder("Ray", node.cluster)
-        for node in found.supervised
-        if node.running
-        for index in node.cards
-    }
+    rays: dict[int, _Holder] = {}
     instances: dict[int, _Holder] = {}
+    for node in found.supervised:
+        if not node.running:
+            continue
+        if node.role in _RAY_ROLES:
+            rays.update((index, _Holder("Ray", node.cluster)) for index in node.cards)
+        else:
+            instances.update((index, _Holder(node.name)) for index in node.cards)
     for container in found.containers:
         if not container.running or CLUSTER_LABEL not in container.labels:
             continue
