@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from vllmdeploy.gateway.access import Access
 from vllmdeploy.gateway.dispatch import Dispatcher
 from vllmdeploy.gateway.fleet import Fleet, Group
-from vllmdeploy.gateway.keys import Ledger
+from vllmdeploy.gateway.keys import Identity, Ledger
 from vllmdeploy.gateway.meters import Meters
 from vllmdeploy.gateway.refusal import Refusal
 from vllmdeploy.gateway.spec import GatewaySpec
@@ -30,12 +30,17 @@ class Gateway:
     def group_for(self, visit: Visit, model: str | None) -> Group:
         """The instances for a model, if this key may use it."""
         group = self.fleet.group(model)
-        allowed = visit.identity.models
-        if allowed and allowed.isdisjoint((group.model, *_names(group))):
+        if not may_use(visit.identity, group):
             raise Refusal(403, f"this key may not use the model {group.model}")
         visit.model = group.model
         self.ledger.begin(visit.identity, time.time())
         return group
+
+
+def may_use(identity: Identity, group: Group) -> bool:
+    """A key that names a model by one of its names may use it by each of them."""
+    allowed = identity.models
+    return not allowed or not allowed.isdisjoint((group.model, *_names(group)))
 
 
 def _names(group: Group) -> set[str]:

@@ -9,7 +9,7 @@ from vllmdeploy import __version__
 from vllmdeploy.gateway.api.answers import answer_json
 from vllmdeploy.gateway.engine_page import Merged
 from vllmdeploy.gateway.fleet import Group
-from vllmdeploy.gateway.gateway import Gateway
+from vllmdeploy.gateway.gateway import Gateway, may_use
 from vllmdeploy.gateway.instance import Instance
 from vllmdeploy.gateway.meters import Page
 from vllmdeploy.gateway.refusal import Refusal, try_again
@@ -52,17 +52,15 @@ async def health(gateway: Gateway, visit: Visit) -> None:
 
 
 async def models(gateway: Gateway, visit: Visit) -> None:
-    names = sorted(gateway.fleet.by_name)
-    allowed = visit.identity.models
-    data = [_card(gateway, name) for name in names if not allowed or name in allowed]
+    groups = sorted(gateway.fleet.by_name.items())
+    data = [_card(gateway, name) for name, group in groups if may_use(visit.identity, group)]
     answer_json(visit, {"object": "list", "data": data})
 
 
 async def model(gateway: Gateway, visit: Visit) -> None:
     name = visit.exchange.head.path.removeprefix("/v1/models/").replace("%2F", "/")
-    if name not in gateway.fleet.by_name:
-        gateway.fleet.group(name)
-        raise Refusal(404, f"the model {name!r} is not served here", code="model_not_found")
+    if not may_use(visit.identity, gateway.fleet.group(name)):
+        raise Refusal(403, f"this key may not use the model {name}")
     answer_json(visit, _card(gateway, name))
 
 
