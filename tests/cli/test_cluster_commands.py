@@ -304,10 +304,17 @@ def test_logs_that_fail_end_with_the_programs_own_words(fleet: ScriptedFleet, ru
     ) in said.err
 
 
-def test_logs_of_an_unknown_host_name_the_known_ones(run: Run) -> None:
+def test_logs_of_an_unknown_name_list_the_known_ones(run: Run) -> None:
     said = run("logs", "gpu-03")
     assert said.code == 2
-    assert said.err.endswith("error: gpu-03 is not in the fleet\n  -> there are: gpu-01, gpu-02\n")
+    assert said.err.endswith(
+        "error: gpu-03 is neither a host of the fleet nor a service\n"
+        "  -> hosts: gpu-01, gpu-02; services: none\n"
+    )
+    several = run("logs", "gpu-01", "gpu-03")
+    assert several.err.endswith(
+        "error: gpu-03 is not in the fleet\n  -> there are: gpu-01, gpu-02\n"
+    )
 
 
 def test_status_as_json_says_why_a_host_is_not_ready(fleet: ScriptedFleet, run: Run) -> None:

@@ -339,3 +339,17 @@ def test_generate_shows_the_answer_as_it_comes(up: ScriptedHost, run: Run) -> No
     (up.folder / "stream-status").write_text("1")
     refused = run("generate", "x", "--model", "y")
     assert (refused.code, "  the model is not served\n" in refused.err) == (4, True)
+
+
+def test_logs_of_a_service_come_from_every_engine_and_name_the_ranks_host(
+    up: ScriptedHost, run: Run
+) -> None:
+    assert run("start-service", "m", "--yes").code == 0
+    folder = up.state / "logs/vllm-ray-head"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "m.log").write_text("old\n(RayWorkerProc pid=1, ip=10.7.0.2) loads\n\x1b[1mready\n")
+    assert run("logs", "m", "--tail", "2").out == (
+        "gpu-02 | (RayWorkerProc pid=1, ip=10.7.0.2) loads\ngpu-01 | \\x1b[1mready\n"
+    )
+    unknown = run("logs", "x")
+    assert (unknown.code, "services: m" in unknown.err) == (2, True)

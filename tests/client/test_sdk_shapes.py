@@ -1,4 +1,4 @@
-"""Beside the real openai SDK, where it is installed: the same calls read the same."""
+"""Beside the real openai SDK: the same calls read the same."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support.fake_engine import MODEL, engines
+from tests.support.openai_sdk import openai
 from vllmdeploy import MultiVLLMClient
 from vllmdeploy.client import errors
 
-openai: Any = pytest.importorskip("openai", reason="the openai SDK is not installed")
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 

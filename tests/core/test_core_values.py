@@ -153,8 +153,8 @@ def test_labels_say_what_a_later_run_has_to_know() -> None:
         role="ray-head",
         host="a",
         ip="10.0.0.1",
-        ray=(),
-        ray_address="",
+        command=(),
+        service="s",
         cards=(0, 3),
         package="p",
         generation=4,
@@ -167,4 +167,5 @@ def test_labels_say_what_a_later_run_has_to_know() -> None:
         "vllmdeploy.fingerprint": "f",
         "vllmdeploy.cards": "0,3",
         "vllmdeploy.package": "p",
+        "vllmdeploy.service": "s",
     }

@@ -26,8 +26,10 @@ from vllmdeploy.plan.supervise import InDocker
 from vllmdeploy.plan.up import Payload, plan_up
 from vllmdeploy.plan.wanted import Wanted, WantedGroup
 from vllmdeploy.tools.access import Access
-from vllmdeploy.tools.docker import Container, Engine, Image, ImageContents
+from vllmdeploy.tools.docker import Container, Engine
 from vllmdeploy.tools.files import digest
+from vllmdeploy.tools.image_probe import ImageContents
+from vllmdeploy.tools.images import Image
 from vllmdeploy.tools.network import Interface, Links
 from vllmdeploy.tools.ray import RayCluster, RayNode, RayPorts
 from vllmdeploy.tools.system import System

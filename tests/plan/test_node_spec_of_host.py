@@ -58,7 +58,7 @@ def test_a_node_knows_its_group_its_cards_and_its_head() -> None:
         2,
     )
     assert spec.ray_address == "10.0.0.1:6379"
-    assert spec.ray[-3:] == ("--num-gpus=2", "--num-cpus=4", "--disable-usage-stats")
+    assert spec.command[-3:] == ("--num-gpus=2", "--num-cpus=4", "--disable-usage-stats")
     assert head.name == "gpu-01"
 
 

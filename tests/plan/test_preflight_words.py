@@ -10,7 +10,8 @@ import pytest
 from tests.plan.builders import IMAGE, bare, decided, foreign, link, two_hosts, wanted
 from vllmdeploy.core.card import Card, CardReport
 from vllmdeploy.plan.observed import FoundHost, FoundNode, labelled_node
-from vllmdeploy.tools.docker import Container, Engine, ImageContents
+from vllmdeploy.tools.docker import Container, Engine
+from vllmdeploy.tools.image_probe import ImageContents
 from vllmdeploy.tools.network import Links
 from vllmdeploy.tools.system import Firewall, Listener, System
 
@@ -66,6 +67,29 @@ def by_user(uid: int, *, sudo: bool = False) -> FoundHost:
                 " that works",
             ),
             id="an old Ray",
+        ),
+        pytest.param(
+            head(contents=ImageContents(python="3.12.1", ray="2.44.1", vllm="0.8.5")),
+            {"ray_auth": "none"},
+            (
+                "gpu-01: image vllm/vllm-openai:v0.17.0 has Ray 2.44.1, whose compiled graphs vLLM"
+                " cannot use: build one with another Ray",
+            ),
+            id="a Ray that is known to be bad",
+        ),
+        pytest.param(
+            head(
+                contents=ImageContents(python="3.12.3", ray="2.60.0", vllm="0.33.0", cuda="13.0"),
+                cards=CardReport(
+                    vendor="nvidia", cards=(Card(index=0),), driver_version="550.54.15"
+                ),
+            ),
+            {},
+            (
+                "gpu-01: image vllm/vllm-openai:v0.17.0 needs CUDA 13.0; driver 550.54.15 runs CUDA"
+                " 12.4 at most: update the driver, or take an image built for an older CUDA",
+            ),
+            id="a CUDA that the driver does not run",
         ),
         pytest.param(
             head(engine=Engine(problem="docker is not installed"), image=None, contents=None),

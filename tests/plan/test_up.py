@@ -26,7 +26,9 @@ from vllmdeploy.core.spec import ROLE_LABEL
 from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.wanted import WantedGroup
-from vllmdeploy.tools.docker import Engine, ImageContents
+from vllmdeploy.tools.docker import Engine
+from vllmdeploy.tools.image_probe import ImageContents
+from vllmdeploy.tools.images import Image
 from vllmdeploy.tools.network import Links
 from vllmdeploy.tools.ray import RayCluster, RayNode
 from vllmdeploy.tools.system import Firewall, Listener
@@ -265,10 +267,24 @@ def test_different_versions_inside_a_group_are_named() -> None:
     )
 
 
+def test_different_builds_inside_a_group_are_named() -> None:
+    first, second = two_hosts()
+    layers = ("sha256:base",)
+    ours = Image(id="sha256:" + "1" * 64, arch="amd64", layers=layers, content="one")
+    other = Image(id="sha256:" + "2" * 64, arch="amd64", layers=layers, content="two")
+    first = replace(first, image=ours)
+    assert refused([first, replace(second, image=other)]) == (
+        "group default: different images: 111111111111 on gpu-01; 222222222222 on gpu-02"
+        " (bring one of them to all with `vllmdeploy image push vllm/vllm-openai:v0.17.0`)",
+    )
+    in_containerd = replace(other, content="one")
+    assert planned(wanted(), [first, replace(second, image=in_containerd)])
+
+
 def test_a_ray_without_tokens_asks_for_a_decision() -> None:
-    old = ImageContents(python="3.10.2", ray="2.44.1", vllm="0.8.5")
+    old = ImageContents(python="3.10.2", ray="2.43.0", vllm="0.8.5")
     found = [replace(host, contents=old) for host in two_hosts()]
-    assert refused(found)[0].startswith("group default: Ray 2.44.1 has no token authentication")
+    assert refused(found)[0].startswith("group default: Ray 2.43.0 has no token authentication")
     plan = planned(wanted(ray_auth="none"), found)
     assert not any(step.subject == "Ray token" for step in plan)
     assert "RAY_AUTH=none: whoever reaches Ray's ports runs code on the hosts" in plan.notes
@@ -278,7 +294,8 @@ def test_an_image_for_another_architecture_is_refused() -> None:
     first, second = two_hosts()
     arm = replace(second, system=replace(second.system, machine="aarch64"))
     assert refused([first, arm]) == (
-        "gpu-02: image vllm/vllm-openai:v0.17.0 is built for amd64, the host is arm64",
+        "gpu-02: image vllm/vllm-openai:v0.17.0 is built for amd64, the host is arm64:"
+        " set an IMAGE_<GROUP> built for it",
     )
 
 

@@ -296,6 +296,35 @@ def test_a_host_that_goes_silent_half_way_delays_nobody(rig: Rig, folder: Path) 
     assert model_store.is_whole(rig["bare"], "Silent", manifest)
 
 
+@pytest.mark.long
+def test_a_host_that_comes_up_while_others_are_served_gets_it_in_the_same_run(
+    rig: Rig, folder: Path
+) -> None:
+    late, other = rig["plain"], rig["sudoer"]
+    manifest = model_store.put(rig.head, "Late", model_store.shards(1, 48 * MiB))
+    pair(folder, rig, other, late)
+    late.stop_sshd()
+    try:
+        with subprocess.Popen(
+            (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", "Late", "--yes"),
+            cwd=folder,
+            env=rig.operator_environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            half_there(other, "Late", manifest.total)
+            late.start_sshd()
+            assert process.stderr is not None
+            said = process.stderr.read()
+    finally:
+        if late.sh("pgrep -x sshd", check=False).stdout == "":
+            late.start_sshd()
+    assert process.returncode == 0, said
+    assert f"asking once more: {late.ip}" in said
+    assert model_store.is_whole(late, "Late", manifest)
+
+
 def test_a_second_sync_of_a_model_waits_for_the_first(rig: Rig, folder: Path) -> None:
     host = rig["plain"]
     manifest = model_store.put(rig.head, "Twice", model_store.shards(2, 8 * MiB))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.core.spec import ContainerSpec, Mount
-from vllmdeploy.tools import docker
+from vllmdeploy.tools import docker, images
 
 HOSTILE = "a b'\"; $(touch /x) `id` && -rf\n--privileged"
 
@@ -81,7 +81,7 @@ def test_a_hostile_value_stays_one_word(value: str) -> None:
         (docker.stop("n", stop_s=30), ("docker", "stop", "-t", "30", "n"), 90),
         (docker.restart("n", stop_s=30), ("docker", "restart", "-t", "30", "n"), 90),
         (docker.remove("id"), ("docker", "rm", "--force", "--volumes", "id"), 120),
-        (docker.pull("i"), ("docker", "pull", "i"), 3600),
+        (images.pull("i"), ("docker", "pull", "i"), 3600),
         (docker.execute("n", "a", HOSTILE), ("docker", "exec", "n", "a", HOSTILE), 30),
         (docker.logs("n"), ("docker", "logs", "--timestamps", "n"), 60),
         (

@@ -10,7 +10,7 @@ from vllmdeploy.batch.answers import Reply
 from vllmdeploy.batch.transport import CallFailed
 from vllmdeploy.routing.upstream import Address
 from vllmdeploy.wire.deadlines import Deadlines
-from vllmdeploy.wire.faults import NeverSent, TimedOut, UpstreamError
+from vllmdeploy.wire.faults import NeverSent, OutOfSockets, TimedOut, UpstreamError
 from vllmdeploy.wire.head import AnswerHead
 from vllmdeploy.wire.limits import UPSTREAM_TIMES
 from vllmdeploy.wire.pool import Endpoint, Pool
@@ -21,7 +21,8 @@ _CONNECT_S = 5.0
 
 
 class HttpCalls:
-    """`key` goes out as a bearer token; `timeout` bounds the wait for each answer."""
+    """`key` goes out as a bearer token; an answer must be whole `timeout` seconds after its
+    request was sent, however it trickles."""
 
     def __init__(self, *, key: str = "", timeout: float) -> None:
         self._deadlines = Deadlines(asyncio.get_running_loop())
@@ -30,6 +31,7 @@ class HttpCalls:
             connect_s=min(_CONNECT_S, timeout),
             first_byte_s=timeout,
             idle_s=min(UPSTREAM_TIMES.idle_s, timeout),
+            total_s=timeout,
         )
         self._timeout = timeout
         self._fields = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
@@ -75,14 +77,20 @@ class HttpCalls:
                 body = await connection.collect(_MAX_ANSWER)
             finally:
                 pool.give_back(connection)
-        except NeverSent as error:
+        except (NeverSent, OutOfSockets) as error:
             raise CallFailed(str(error), sent=False) from error
         except TimedOut as error:
-            words = f"no answer within {self._timeout:g} s"
-            raise CallFailed(words, sent=True, timed_out=True) from error
+            raise CallFailed(self._late(error), sent=True, timed_out=True) from error
         except UpstreamError as error:
             raise CallFailed(str(error), sent=True) from error
         return _reply(head, body)
+
+    def _late(self, error: TimedOut) -> str:
+        if not error.begun:
+            return f"no answer within {self._timeout:g} s"
+        words = f"no whole answer within {self._timeout:g} s"
+        idle_s = self._times.idle_s
+        return f"{words}, or {idle_s:g} s of silence within it" if idle_s < self._timeout else words
 
 
 def _reply(head: AnswerHead, body: bytes) -> Reply:

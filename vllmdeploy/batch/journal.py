@@ -86,15 +86,25 @@ class JournalFile:
         try:
             write_all(self._descriptor, line)
         except OSError as error:
-            # Nothing may be written behind a piece: take it away, or leave it to the next run.
-            os.ftruncate(self._descriptor, self._end)
+            self._cut_piece()
             raise stopped(self.part, error) from error
         self._end += len(line)
 
+    def _cut_piece(self) -> None:
+        """Nothing may be written behind a piece of a line: if it cannot be taken away, nobody
+        writes here any more, and the next run cuts it."""
+        try:
+            os.ftruncate(self._descriptor, self._end)
+        except OSError:
+            self.close()
+
     def clear(self) -> None:
         self._end = 0
-        os.ftruncate(self._descriptor, 0)
-        os.fsync(self._descriptor)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise stopped(self.part, error) from error
 
     def sync(self) -> None:
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -14,18 +15,59 @@ Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(main: Callable[[], Coroutine[object, object, Result]]) -> Result:
+class Stopped(Exception):
+    """The run was told to stop, by `Stop`; it can be resumed."""
+
+
+class Stop:
+    """Ends a run from another thread, whether it has begun yet or not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = False
+        self._end: Callable[[], object] | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self._asked
+
+    def ask(self) -> None:
+        with self._lock:
+            self._asked = True
+            if self._end is not None:
+                self._end()
+
+    @contextmanager
+    def ending(self, end: Callable[[], object]) -> Generator[None]:
+        """`end` is called by `ask`, and at once where it has been called; never after this."""
+        with self._lock:
+            self._end = end
+            if self._asked:
+                end()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end = None
+
+
+def run(main: Callable[[], Coroutine[object, object, Result]], stop: Stop | None = None) -> Result:
     """Ends with KeyboardInterrupt on SIGINT and SIGTERM, after `main` has tidied up."""
+    stop = stop or Stop()
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _run(main)
+        return _run(main, stop)
     # A notebook, for one: its loop is busy with the cell that called us.
     with ThreadPoolExecutor(1) as threads:
-        return threads.submit(_run, main).result()
+        try:
+            return threads.submit(_run, main, stop).result()
+        except BaseException:
+            stop.ask()  # an interrupted cell, which leaves this block only when the thread ends
+            raise
 
 
-def _run(main: Callable[[], Coroutine[object, object, Result]]) -> Result:
+def _run(main: Callable[[], Coroutine[object, object, Result]], stop: Stop) -> Result:
     loop = _new_loop()
     try:
         task = loop.create_task(main())
@@ -33,9 +75,10 @@ def _run(main: Callable[[], Coroutine[object, object, Result]]) -> Result:
             for number in _SIGNALS:
                 loop.add_signal_handler(number, task.cancel)
         try:
-            return loop.run_until_complete(task)
+            with stop.ending(lambda: loop.call_soon_threadsafe(task.cancel)):
+                return loop.run_until_complete(task)
         except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+            raise (Stopped() if stop.asked else KeyboardInterrupt()) from None
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO, TypeAlias
 
 from vllmdeploy.batch import loops
 from vllmdeploy.batch.calls import HttpCalls
@@ -17,22 +18,49 @@ from vllmdeploy.batch.journal import ERRORS, RESULTS, Journal
 from vllmdeploy.batch.limits import Pace
 from vllmdeploy.batch.lines import Survey, open_input, read_lines, stamp, survey
 from vllmdeploy.batch.lock import hold
+from vllmdeploy.batch.loops import Stop
 from vllmdeploy.batch.models import only_model
 from vllmdeploy.batch.prefix import grouped
 from vllmdeploy.batch.records import BadRow, Row, Shape, note_custom_id, parse_line
 from vllmdeploy.batch.rowcalls import RowCalls, Steps
 from vllmdeploy.batch.runner import Bounds, Listener, Runner
 from vllmdeploy.batch.spec import BatchSpec
+from vllmdeploy.batch.transport import Transport
 from vllmdeploy.errors import UsageError
 from vllmdeploy.routing.policies.registry import create
 
 _SHOWN = 20
+_MODELS_S = 10.0
 
-Say = Callable[[str], None]
+Say: TypeAlias = Callable[[str], None]
+# Makes the transport within the run's own loop, for answers that take at most so many seconds.
+Connect: TypeAlias = Callable[[float], Transport]
 
 
-def run_batch(spec: BatchSpec, *, listener: Listener, say: Say) -> Finished:
-    """Returns when every row is in exactly one of the two files."""
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """Whom a run tells, what it calls with, who may end it."""
+
+    listener: Listener
+    say: Say
+    connect: Connect
+    stop: Stop | None
+
+
+def run_batch(
+    spec: BatchSpec,
+    *,
+    listener: Listener,
+    say: Say,
+    connect: Connect | None = None,
+    stop: Stop | None = None,
+) -> Finished:
+    """Returns when every row is in exactly one of the two files; `Stopped` where `stop` asked."""
+
+    def by_http(timeout: float) -> Transport:
+        return HttpCalls(key=spec.key, timeout=timeout)
+
+    around = _Around(listener, say, connect or by_http, stop)
     with open_input(spec.input) as file:
         make_folder(spec.output)
         _check_apart(spec)
@@ -40,8 +68,8 @@ def run_batch(spec: BatchSpec, *, listener: Listener, say: Say) -> Finished:
             found = survey(file)
             journal = Journal(spec.output)
             try:
-                job = _settle_job(spec, file, found, journal, say)
-                _call_rows(spec, file, found, journal, job, listener)
+                job = _settle_job(spec, file, found, journal, around)
+                _call_rows(spec, file, found, journal, job, around)
             finally:
                 journal.close()
             if stamp(file) != found.stamp:
@@ -63,7 +91,9 @@ def _check_apart(spec: BatchSpec) -> None:
             )
 
 
-def _settle_job(spec: BatchSpec, file: BinaryIO, found: Survey, journal: Journal, say: Say) -> Job:
+def _settle_job(
+    spec: BatchSpec, file: BinaryIO, found: Survey, journal: Journal, around: _Around
+) -> Job:
     stored = read_job(spec.output)
     if stored is None and journal.exists():
         raise UsageError(
@@ -73,7 +103,7 @@ def _settle_job(spec: BatchSpec, file: BinaryIO, found: Survey, journal: Journal
     if model is None and stored is not None and not spec.restart:
         model = stored.settings.get("model")
     elif model is None and _needs_model(spec, file):
-        model = _ask_model(spec, say)
+        model = _ask_model(spec, around)
     job = describe(spec.input, found, spec.settings(model))
     if stored is not None and not spec.restart:
         check_same(spec.output, stored, job)
@@ -93,21 +123,21 @@ def _needs_model(spec: BatchSpec, file: BinaryIO) -> bool:
     return False
 
 
-def _ask_model(spec: BatchSpec, say: Say) -> str:
+def _ask_model(spec: BatchSpec, around: _Around) -> str:
     async def ask() -> str:
-        calls = HttpCalls(key=spec.key, timeout=min(10.0, spec.effort.timeout_s))
+        calls = around.connect(min(_MODELS_S, spec.effort.timeout_s))
         try:
             return await only_model(
                 spec.upstreams,
                 calls,
-                say=say,
+                say=around.say,
                 give_up_after_s=spec.effort.give_up_after_s,
                 chance=random.Random(),
             )
         finally:
             await calls.close()
 
-    return loops.run(ask)
+    return loops.run(ask, around.stop)
 
 
 def _parsed(
@@ -145,7 +175,7 @@ def _call_rows(
     found: Survey,
     journal: Journal,
     job: Job,
-    listener: Listener,
+    around: _Around,
 ) -> None:
     for _ in journal.load():
         pass
@@ -158,7 +188,7 @@ def _call_rows(
     rows = _parsed(spec, file, spec.shape(job.settings.get("model")), journal.done)
     if spec.effort.by_prefix:
         rows = grouped(rows)
-    loops.run(lambda: _serve(spec, rows, found.lines, journal, listener))
+    loops.run(lambda: _serve(spec, rows, found.lines, journal, around), around.stop)
 
 
 async def _serve(
@@ -166,12 +196,12 @@ async def _serve(
     rows: Iterator[Row | BadRow | None],
     total: int,
     journal: Journal,
-    listener: Listener,
+    around: _Around,
 ) -> None:
     effort, chance = spec.effort, random.Random()
     policy = create("prefix_affinity" if effort.by_prefix else effort.policy)
     instances = Instances(spec.upstreams, policy, cap=spec.concurrency, chance=chance)
-    calls = HttpCalls(key=spec.key, timeout=effort.timeout_s)
+    calls = around.connect(effort.timeout_s)
     per_minute = effort.tokens_per_minute
     row_calls = RowCalls(
         instances,
@@ -189,7 +219,9 @@ async def _serve(
         price=effort.price,
     )
     bounds = Bounds(spec.concurrency, effort.max_cost, effort.give_up_after_s)
-    runner = Runner(rows, total, journal, row_calls, instances, bounds=bounds, listener=listener)
+    runner = Runner(
+        rows, total, journal, row_calls, instances, bounds=bounds, listener=around.listener
+    )
     try:
         await runner.run()
     finally:

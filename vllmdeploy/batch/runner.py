@@ -23,6 +23,7 @@ Listener: TypeAlias = Callable[[Progress], None]
 _SYNC_ROWS = 256
 _SYNC_S = 1.0
 _SYNC_PAUSE_S = 0.1
+_ASK_AGAIN_S = 1.0
 _BYTES_IN_FLIGHT = 64 << 20
 _LINES_A_TURN = 256  # without a call among them, before others get their turn
 
@@ -73,8 +74,7 @@ class Runner:
             workers = [self._work() for _ in range(self._bounds.concurrency)]
             await _all_or_none([*workers], keeper)
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            await _end({keeper})
             if self._syncing is not None:
                 await asyncio.wait([self._syncing])  # a thread cannot be cancelled
             self._instances.close()
@@ -137,10 +137,11 @@ class Runner:
     async def _wait_for_rows(self) -> None:
         self._unsynced.clear()
         await asyncio.sleep(_SYNC_PAUSE_S)
+        alarm = self._loop.call_later(_SYNC_S - _SYNC_PAUSE_S, self._unsynced.set)
         try:
-            await asyncio.wait_for(self._unsynced.wait(), _SYNC_S - _SYNC_PAUSE_S)
-        except asyncio.TimeoutError:
-            return
+            await self._unsynced.wait()
+        finally:
+            alarm.cancel()
 
     def _check_outage(self, now: float) -> None:
         reason, limit = self._instances.outage(), self._bounds.give_up_after_s
@@ -189,7 +190,19 @@ async def _all_or_none(
             waiting.discard(keeper)
             for task in done:
                 task.result()
+            if keeper in done:
+                raise RuntimeError("the keeper ended before the rows")
     finally:
+        await _end({*tasks})
+
+
+async def _end(tasks: set[asyncio.Future[None]]) -> None:
+    """Cancels until all have ended: before Python 3.12 `wait_for` can swallow a cancellation,
+    and a worker that goes on would finish the whole input."""
+    while tasks:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        done, tasks = await asyncio.wait(tasks, timeout=_ASK_AGAIN_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # the first failure is raised already; asyncio wants this one read

@@ -123,20 +123,33 @@ def status(
 
 def logs(
     context: typer.Context,
-    hosts: Annotated[list[str] | None, typer.Argument(help="Hosts. Default: all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Hosts, or one service. Default: all hosts.")
+    ] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing.")] = False,
-    tail: Annotated[int, typer.Option("--tail", min=0, help="Lines per host.")] = 100,
+    tail: Annotated[
+        int, typer.Option("--tail", min=0, help="Lines per host, or per engine of a service.")
+    ] = 100,
 ) -> None:
-    """Show the nodes' logs, each line with its host's name.
+    """Show the nodes' logs, or those of one service, each line with its host's name.
 
     Example: vllmdeploy logs gpu-02 -f
     """
     from vllmdeploy.workflows.logs import chosen, show_logs
+    from vllmdeploy.workflows.service_logs import show_service_logs
 
     here = world(context)
     loaded = here.loaded()
-    wanted = chosen(loaded.fleet, hosts or [])
+    service = names[0] if names and len(names) == 1 else ""
+    if service and service not in {host.name for host in loaded.fleet.hosts}:
+        with here.on(connect_lazily).session(loaded) as session:
+            unread = show_service_logs(
+                session, service, tail=tail, follow=follow, on_line=output.answer
+            )
+            end_with([*session.failures.values(), *unread])
+        return
+    wanted = chosen(loaded.fleet, names or [])
     with here.session(loaded, wanted) as session:
         unread = show_logs(session, wanted, tail=tail, follow=follow, on_line=output.answer)
         end_with([*session.failures.values(), *unread])

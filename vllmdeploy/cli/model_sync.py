@@ -17,6 +17,7 @@ from vllmdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vllmdeploy.effects.execute import Stop
     from vllmdeploy.effects.transfer_events import Progress, SyncEvent
+    from vllmdeploy.errors import HostError
     from vllmdeploy.workflows.session import Session
     from vllmdeploy.workflows.sync import Job, Options, Synced
 
@@ -53,15 +54,35 @@ def sync(
     options = workflow.Options(
         interface=interface, limit_kib_s=kib_per_second(bwlimit), through_control=through_control
     )
-    with here.session(here.loaded()) as session:
+    loaded = here.loaded()
+    with here.session(loaded) as session:
         if dry_run:
             job = workflow.look_at(session, name, options)
             show_plan(here, workflow.decide(session, job))
+            failures = session.failures
         else:
             with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
-                bring(here, session, name, options, stop, yes=yes)
-        for failure in session.failures.values():
+                job, synced = bring(here, session, name, options, stop, yes=yes)
+                synced, failures = _latecomers(here, session, name, options, stop, synced)
+            conclude(here, job, synced)
+        for failure in failures.values():
             raise failure
+
+
+def _latecomers(
+    here: World, session: Session, name: str, options: Options, stop: Stop, synced: Synced
+) -> tuple[Synced, dict[str, HostError]]:
+    """Hosts that could not be reached before are asked once more, and served by all that have it.
+    With what came of it, the hosts that are still away."""
+    away = [host for host in session.failures if host not in synced.failed]
+    if not away:
+        return synced, session.failures
+    output.say(f"asking once more: {', '.join(away)}")
+    with here.session(session.loaded) as again:
+        if any(host in again.shells for host in away):
+            _, late = bring(here, again, name, options, stop, yes=True)
+            synced = synced.and_then(late)
+        return synced, again.failures
 
 
 def kib_per_second(text: str) -> int | None:
@@ -80,13 +101,14 @@ def sync_downloaded(here: World, session: Session, name: str) -> None:
     from vllmdeploy.workflows import sync as workflow
 
     with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
-        bring(here, session, name, workflow.Options(), stop, yes=True)
+        job, synced = bring(here, session, name, workflow.Options(), stop, yes=True)
+    conclude(here, job, synced)
 
 
 def bring(
     here: World, session: Session, name: str, options: Options, stop: Stop, *, yes: bool
-) -> None:
-    """Ask, carry out, conclude; the exit code is that of the first host that failed."""
+) -> tuple[Job, Synced]:
+    """Ask, and carry out."""
     from vllmdeploy.workflows import sync as workflow
 
     job = workflow.look_at(session, name, options)
@@ -100,11 +122,11 @@ def bring(
         question = f"Bring {name} to {len(job.targets)} hosts ({_size(missing)})?"
         output.confirm(question, yes=yes)
     with shown(name) as on_event:
-        synced = workflow.carry_out(session, job, lambda event: None, on_event, stop)
-    conclude(here, job, synced)
+        return job, workflow.carry_out(session, job, lambda event: None, on_event, stop)
 
 
 def conclude(here: World, job: Job, synced: Synced) -> None:
+    """Say who has it now; the exit code is that of the first host that failed."""
     if here.json:
         output.document(
             {

@@ -60,6 +60,11 @@ class Layout:
         return f"{self.root}/services"
 
     @property
+    def instances(self) -> str:
+        """On the head: the specs of instances outside Ray, wherever they run."""
+        return f"{self.root}/instances"
+
+    @property
     def packages(self) -> str:
         return f"{self.root}/pkg"
 

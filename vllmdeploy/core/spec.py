@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["ray-head", "ray-worker"]
+Role = Literal["ray-head", "ray-worker", "instance"]
 
 LABEL = "vllmdeploy."
 CLUSTER_LABEL = LABEL + "cluster"
@@ -19,6 +19,8 @@ GENERATION_LABEL = LABEL + "generation"
 FINGERPRINT_LABEL = LABEL + "fingerprint"
 CARDS_LABEL = LABEL + "cards"
 PACKAGE_LABEL = LABEL + "package"
+MPS_LABEL = LABEL + "mps"
+"""The pipe folder of the MPS daemon whose client it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpec:
-    """One warden with its Ray node, whatever supervises it: Docker, systemd or nobody."""
+    """One warden with its Ray node or its only engine, whatever supervises it: Docker, systemd or
+    nobody. `command` is what it supervises; an engine has no `ray_address`, but `probes`: the
+    warden's arguments by which it asks the engine how it is."""
 
     name: str
     cluster: str
@@ -53,8 +57,10 @@ class NodeSpec:
     role: Role
     host: str
     ip: str
-    ray: tuple[str, ...]
-    ray_address: str
+    command: tuple[str, ...]
+    ray_address: str = ""
+    probes: tuple[str, ...] = ()
+    service: str = ""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     cards: tuple[int, ...] = ()
     ray_cards: int = 0
@@ -70,6 +76,7 @@ class NodeSpec:
             FINGERPRINT_LABEL: fingerprint,
             CARDS_LABEL: ",".join(map(str, self.cards)),
             PACKAGE_LABEL: self.package,
+            **({SERVICE_LABEL: self.service} if self.service else {}),
         }
 
 

@@ -10,7 +10,6 @@ from vllmdeploy.accelerators import registry
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.host import Host
-from vllmdeploy.core.spec import fingerprint
 from vllmdeploy.effects.ask import ask, ask_one, decided
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
@@ -18,7 +17,17 @@ from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import access, docker, files, network, ray, system, warden
+from vllmdeploy.tools import (
+    access,
+    docker,
+    files,
+    image_probe,
+    images,
+    network,
+    ray,
+    system,
+    warden,
+)
 
 T = TypeVar("T")
 
@@ -92,7 +101,7 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     questions.add("supervised", looking.supervisor.found(layout), wanted=not in_docker)
     questions.add("wardens", warden.statuses(layout.runs))
     image = found.image_name
-    questions.add("image", docker.image(image), wanted=in_docker and bool(image))
+    questions.add("image", images.image(image), wanted=in_docker and bool(image))
     questions.add("listeners", system.LISTENERS, wanted=looking.for_plan)
     questions.add("firewall", system.FIREWALL, wanted=looking.for_plan)
     questions.add("packages", files.listing(layout.packages))
@@ -122,7 +131,7 @@ def _second_look(
     missing = wanted.runtime == "docker" and bool(image) and found.image is None
     no_problem = not found.engine.problem
     questions.add(
-        "unpullable", docker.pullable(image), wanted=looking.for_plan and missing and no_problem
+        "unpullable", images.pullable(image), wanted=looking.for_plan and missing and no_problem
     )
     head = next(
         (node for node in found.ours(wanted.cluster) if node.role == "ray-head" and node.running),
@@ -143,12 +152,12 @@ def _has_contents(found: FoundHost, looking: Looking) -> bool:
     return looking.wanted.runtime != "docker" or found.image is not None
 
 
-def _contents(found: FoundHost, wanted: Wanted) -> Fact[docker.ImageContents]:
+def _contents(found: FoundHost, wanted: Wanted) -> Fact[image_probe.ImageContents]:
     if wanted.runtime != "docker" or found.image is None:
-        return docker.interpreter(wanted.python)
-    # The arguments may mount an interpreter, or put another one first.
-    kept = f"{found.access.probes}/{found.image.short}-{fingerprint(wanted.docker_arguments)}"
-    return docker.probe(found.image.id, wanted.docker_arguments, kept)
+        return image_probe.interpreter(wanted.python)
+    name = image_probe.kept_name(found.image.short, wanted.docker_arguments)
+    kept = f"{found.access.probes}/{name}"
+    return image_probe.probe(found.image.id, wanted.docker_arguments, kept)
 
 
 def _reached(

@@ -15,6 +15,7 @@ from pathlib import Path
 from vllmdeploy.node import output, processes, ray, watching
 from vllmdeploy.node.background import Background
 from vllmdeploy.node.logs import Echo, RotatedLog
+from vllmdeploy.node.ranks import Rank
 from vllmdeploy.node.spec import ChildSpec, LineReady
 from vllmdeploy.node.table import (
     Action,
@@ -203,6 +204,19 @@ class Child:
         # Ray's workers rewrite their title over their environment: an orphan without a readable
         # mark is Ray's.
         return child == self.spec.name or (self._main and child is None)
+
+    def as_rank(self) -> Rank:
+        """What wardens of the same engine's other ranks have to know."""
+        life = self.life
+        code = (self._last_exit or {}).get("code")
+        return Rank(
+            state=life.phase.value,
+            reason=life.reason,
+            failed=life.failed,
+            failures=len(life.failures),
+            exit_code=code if isinstance(code, int) else None,
+            lines=tuple(self._lines) if life.failures else (),
+        )
 
     def report(self) -> dict[str, object]:
         life = self.life

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
+from vllmdeploy.node.ranks import Ranks
 from vllmdeploy.node.table import Limits
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -16,6 +17,7 @@ KEYS = frozenset(
     (
         *("name", "argv", "env", "node", "needs", "nodes", "start_limit_s", "stop_limit_s"),
         *("health_url", "canary_url", "canary_body", "metrics_url"),
+        "ranks",
         "service",  # what the planner keeps there for itself
     )
 )
@@ -59,6 +61,7 @@ class ChildSpec:
     needs_ray: bool = False
     needs_nodes: tuple[str, ...] = ()
     node: str = ""
+    ranks: Ranks | None = None
 
 
 class BadSpec(ValueError):
@@ -99,21 +102,53 @@ def parse_engine(text: str) -> ChildSpec:
         needs_ray="ray" in needs,
         needs_nodes=_texts(fields, "nodes"),
         node=_text(fields, "node", ""),
+        ranks=_ranks(fields),
     )
 
 
-def http_probe(health_url: str) -> HttpProbe:
-    return HttpProbe(health_url=_http(health_url, "health_url"))
+def http_probe(
+    health_url: str, *, metrics_url: str = "", canary_url: str = "", canary_body: str = ""
+) -> HttpProbe:
+    return HttpProbe(
+        health_url=_http(health_url, "health_url"),
+        metrics_url=_http(metrics_url, "metrics_url"),
+        canary_url=_http(canary_url, "canary_url"),
+        canary_body=canary_body,
+    )
+
+
+def _ranks(fields: Mapping[str, object]) -> Ranks | None:
+    if "ranks" not in fields:
+        return None
+    shown = _mapping(fields["ranks"], "ranks")
+    hosts = shown.get("hosts")
+    pairs = cast("list[object]", hosts) if isinstance(hosts, list) else []
+    named = tuple(_texts({"ranks.hosts": pair}, "ranks.hosts") for pair in pairs)
+    if len(named) < 2 or any(len(pair) != 2 for pair in named):
+        raise BadSpec("ranks.hosts: must be [name, IP] of two hosts or more")
+    return Ranks(
+        index=_whole(shown, "index", len(named) - 1),
+        hosts=tuple((pair[0], pair[1]) for pair in named),
+        port=_whole(shown, "port", 65535),
+        generation=_text(shown, "generation"),
+    )
+
+
+def _whole(fields: Mapping[str, object], key: str, most: int) -> int:
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise BadSpec(f"ranks.{key}: must be a whole number, 0 to {most}")
+    return value
 
 
 def _probe(fields: Mapping[str, object]) -> Readiness:
     if "health_url" not in fields:
         return None
-    return HttpProbe(
-        health_url=_http(_text(fields, "health_url"), "health_url"),
-        canary_url=_http(_text(fields, "canary_url", ""), "canary_url"),
+    return http_probe(
+        _text(fields, "health_url"),
+        metrics_url=_text(fields, "metrics_url", ""),
+        canary_url=_text(fields, "canary_url", ""),
         canary_body=json.dumps(fields["canary_body"]) if "canary_body" in fields else "",
-        metrics_url=_http(_text(fields, "metrics_url", ""), "metrics_url"),
     )
 
 

@@ -17,7 +17,15 @@ from vllmdeploy.node import door, processes, ray, report
 from vllmdeploy.node.background import Background
 from vllmdeploy.node.child import Surroundings
 from vllmdeploy.node.logs import Echo, RotatedLog
-from vllmdeploy.node.spec import NAME, BadSpec, ChildSpec, LineReady, TcpReady, http_probe
+from vllmdeploy.node.spec import (
+    NAME,
+    BadSpec,
+    ChildSpec,
+    HttpProbe,
+    LineReady,
+    TcpReady,
+    http_probe,
+)
 from vllmdeploy.node.supervisor import Assignment, Supervisor
 from vllmdeploy.node.table import Limits
 
@@ -29,7 +37,8 @@ _SETTLE_S = 0.05  # changes that come together are written once
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python3 -m vllmdeploy.node.warden",
-        description="Supervises what one node runs. What follows -- is the main child's command.",
+        description="Supervises what one node runs. What follows -- is the main child's command;"
+        " without one, a head or worker runs engines only, and no Ray.",
     )
     made.add_argument("--name", required=True, help="this node's own name, unique on its host")
     made.add_argument(
@@ -44,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--expect-nodes", default="", metavar="A,B", help="names Ray must report")
     made.add_argument("--health-url", default="", help="role instance: its /health")
+    made.add_argument("--metrics-url", default="", help="role instance: its /metrics")
+    made.add_argument("--canary-url", default="", help="role instance: where one token is asked")
+    made.add_argument("--canary-body", default="", metavar="JSON", help="the question")
     made.add_argument("--start-limit", type=float, default=180.0, metavar="S")
     made.add_argument("--stop-limit", type=float, default=25.0, metavar="S", help="all of it")
     made.add_argument(
@@ -58,21 +70,21 @@ def parser() -> argparse.ArgumentParser:
 def assignment(options: argparse.Namespace) -> Assignment:
     """What the command line asks for; ValueError says what is wrong with it."""
     command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
-    if not command:
+    if not command and options.role == "instance":
         raise ValueError("no command after --")
     if not NAME.fullmatch(options.name):
         raise ValueError(f"--name {options.name!r}: letters, digits, '.', '_' and '-' only")
     if options.log_files < 1 or min(options.stop_limit, options.log_size_mb) <= 0:
         raise ValueError("--log-files, --log-size-mb and --stop-limit must be more than 0")
     address = options.ray_address or ray.gcs_address(command)
-    if options.role != "instance" and not address:
+    if options.role != "instance" and command and not address:
         raise ValueError("no Ray address: give --ray-address, or --node-ip-address / --address")
-    gcs = ray.split_address(address) if options.role != "instance" else None
+    gcs = ray.split_address(address) if options.role != "instance" and address else None
     return Assignment(
         name=options.name,
         node=options.node or options.name,
         role=options.role,
-        main=_main_child(options, command, gcs),
+        main=_main_child(options, command, gcs) if command else None,
         services=options.services,
         gcs=gcs,
         expected_nodes=tuple(filter(None, options.expect_nodes.split(","))),
@@ -91,8 +103,19 @@ def _main_child(
     return ChildSpec(
         name=options.name,
         argv=command,
-        ready=http_probe(options.health_url) if options.health_url else None,
+        ready=_probe(options),
         limits=replace(limits, stop_s=options.stop_limit),
+    )
+
+
+def _probe(options: argparse.Namespace) -> HttpProbe | None:
+    if not options.health_url:
+        return None
+    return http_probe(
+        options.health_url,
+        metrics_url=options.metrics_url,
+        canary_url=options.canary_url,
+        canary_body=options.canary_body,
     )
 
 

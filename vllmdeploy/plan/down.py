@@ -74,5 +74,5 @@ def _taking_down(
 
 def _forget(root: str) -> Command:
     """All but the lock, which is still held while this runs, and the record of what was done."""
-    text = 'cd "$1" 2>/dev/null || exit 0; rm -rf services secrets logs run pkg cache'
+    text = 'cd "$1" 2>/dev/null || exit 0; rm -rf services instances secrets logs run pkg cache'
     return script(text, root, root=True)

@@ -24,9 +24,9 @@ _HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
 }
-_QUIET = {
-    # Loading weights fills the page cache, which Ray's memory monitor takes for a leak.
-    "RAY_memory_monitor_refresh_ms": "0",
+# Loading weights fills the page cache, which Ray's memory monitor takes for a leak.
+_RAY_QUIET = {"RAY_memory_monitor_refresh_ms": "0"}
+QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     # Models are brought to the hosts by manifest; nothing is fetched behind our back.
@@ -99,7 +99,7 @@ def node_spec(wanted: Wanted, member: Member, *, generation: int) -> NodeSpec:
         role=role,
         host=member.name,
         ip=member.place.ip,
-        ray=argv,
+        command=argv,
         ray_address=f"{member.head.ip}:{wanted.ports.gcs}",
         environment=_environment(wanted, member),
         cards=tuple(card.index for card in share.cards),
@@ -123,13 +123,14 @@ def _environment(wanted: Wanted, member: Member) -> Mapping[str, str]:
         **(wanted.ports.of_head_by_environment if member.found.host.head else {}),
         "RAY_AUTH_MODE": "token" if member.token else "disabled",
         **_HEALTH_CHECKS,
-        **_QUIET,
-        **_proxies(member),
+        **_RAY_QUIET,
+        **QUIET,
+        **proxies(member),
         **wanted.environment,
     }
 
 
-def _proxies(member: Member) -> dict[str, str]:
+def proxies(member: Member) -> dict[str, str]:
     """The host's proxies, and that the fleet itself is never asked through them.
 
     The network is named rather than its hosts, so that a new host changes nothing on the others.
@@ -139,8 +140,8 @@ def _proxies(member: Member) -> dict[str, str]:
     direct = ("localhost", "127.0.0.1", member.head.ip, member.place.ip, *nearby)
     text = ",".join(dict.fromkeys(direct))
     system = member.found.system
-    proxies = dict(proxy for proxy in system.proxies if proxy not in system.proxies_with_password)
-    return {**proxies, "NO_PROXY": text, "no_proxy": text}
+    passed = dict(proxy for proxy in system.proxies if proxy not in system.proxies_with_password)
+    return {**passed, "NO_PROXY": text, "no_proxy": text}
 
 
 def token_path(folder: str) -> dict[str, str]:

@@ -18,7 +18,9 @@ from vllmdeploy.core.spec import (
     ROLE_LABEL,
 )
 from vllmdeploy.tools.access import Access
-from vllmdeploy.tools.docker import Container, Engine, Image, ImageContents
+from vllmdeploy.tools.docker import Container, Engine
+from vllmdeploy.tools.image_probe import ImageContents
+from vllmdeploy.tools.images import Image
 from vllmdeploy.tools.network import Links
 from vllmdeploy.tools.ray import RayCluster
 from vllmdeploy.tools.system import Firewall, Listener, System

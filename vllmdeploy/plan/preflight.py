@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllmdeploy.core.spec import Role
+from vllmdeploy.plan import images
 from vllmdeploy.plan.cards import RayShare
 from vllmdeploy.plan.network import Place
 from vllmdeploy.plan.observed import FoundHost
@@ -33,10 +34,10 @@ def refusals(
         reasons.extend(_of_host(wanted, found))
         reasons.extend(shares[found.host.name].problems)
         if wanted.runtime == "docker":
-            reasons.extend(_of_image(found))
+            reasons.extend(images.of_image(found))
         elif found.contents is not None:
-            reasons.extend(_of_contents(f"{found.host.name}: {wanted.python}", found))
-    reasons.extend(_differences(group, members))
+            reasons.extend(images.of_contents(f"{found.host.name}: {wanted.python}", found))
+    reasons.extend(images.differences(group.name, members))
     reasons.extend(_authentication(wanted, group, members))
     return tuple(reasons)
 
@@ -84,56 +85,6 @@ def _taken_ports(wanted: Wanted, found: FoundHost) -> Iterable[str]:
         if listener.port in planned and listener.port not in named:
             named.add(listener.port)
             yield f"{found.host.name}: {listener} (choose another in config.env)"
-
-
-def _of_image(found: FoundHost) -> Iterable[str]:
-    name = found.host.name
-    if found.engine.problem:
-        return
-    image = found.image_name
-    if not image:
-        yield f"{name}: {found.cards.vendor} has no usual image: set IMAGE"
-    elif found.image is None:
-        if found.unpullable:
-            yield (
-                f"{name}: image {image} is not there and cannot be pulled:"
-                f" {found.unpullable} (bring it with `vllmdeploy image push`, or docker load)"
-            )
-    else:
-        if found.image.arch and found.system.arch and found.image.arch != found.system.arch:
-            yield (
-                f"{name}: image {image} is built for {found.image.arch},"
-                f" the host is {found.system.arch}"
-            )
-        else:
-            yield from _of_contents(f"{name}: image {image}", found)
-
-
-def _of_contents(subject: str, found: FoundHost) -> Iterable[str]:
-    contents = found.contents
-    if contents is None:
-        return
-    if contents.problem:
-        yield f"{subject}: {contents.problem}"
-    elif not contents.ray:
-        yield (
-            f"{subject} has no Ray: build one that has it with `vllmdeploy image build`,"
-            " or set EXECUTOR=mp"
-        )
-    elif ray.version(contents.ray) < ray.OLDEST:
-        yield f"{subject} has Ray {contents.ray}; 2.40 is the oldest that works"
-
-
-def _differences(group: WantedGroup, members: Sequence[FoundHost]) -> Iterable[str]:
-    """Ray refuses mixed versions late and strangely; so we do it early and by name."""
-    for what in ("ray", "python", "vllm"):
-        seen: dict[str, list[str]] = {}
-        for found in members:
-            if found.contents is not None and not found.contents.problem:
-                seen.setdefault(getattr(found.contents, what), []).append(found.host.name)
-        if len(seen) > 1:
-            said = "; ".join(f"{value or 'none'} on {', '.join(on)}" for value, on in seen.items())
-            yield f"group {group.name}: different versions of {what}: {said}"
 
 
 def needs_token(wanted: Wanted, members: Sequence[FoundHost]) -> bool:

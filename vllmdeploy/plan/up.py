@@ -15,7 +15,7 @@ from vllmdeploy.plan.node import Member, node_spec
 from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.supervise import Made, Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import docker, files, ray, warden
+from vllmdeploy.tools import files, images, ray, warden
 
 # A node that Ray has not seen for this long, with a warden that thinks all is well, is started
 # anew; before that it is given time.
@@ -61,7 +61,7 @@ def plan_pulls(wanted: Wanted, groups: Mapping[str, GroupPlan]) -> Plan:
 
 def add_pull(draft: Draft, member: Member) -> str:
     image = member.found.image_name
-    command = member.found.access.of(docker.pull(image))
+    command = member.found.access.of(images.pull(image))
     return draft.add(Step(member.name, "pull", f"image {image}", "not there", Run(command)))
 
 

@@ -1,11 +1,11 @@
-"""Docker: the commands we give it, the questions we ask it, and how its answers read."""
+"""Docker and its containers: the commands we give it, and how its answers read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.fact import Fact
@@ -77,10 +77,6 @@ def stop(name: str, *, stop_s: int) -> Command:
 def remove(container_id: str) -> Command:
     """By id, not by name: between looking and doing, a name may come to mean something else."""
     return Command(("docker", "rm", "--force", "--volumes", container_id), limit_s=120, root=True)
-
-
-def pull(image: str) -> Command:
-    return Command(("docker", "pull", image), limit_s=3600, root=True)
 
 
 def execute(name: str, *argv: str) -> Command:
@@ -241,167 +237,3 @@ CONTAINERS = Fact(
     ),
     parse=_parse_containers,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """An image on a host: its id is what containers run by."""
-
-    id: str
-    arch: str
-    user: str = ""
-    layers: tuple[str, ...] = ()
-    python_path: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def short(self) -> str:
-        return self.id.removeprefix("sha256:")[:12]
-
-
-_IMAGE_FORMAT = (
-    '{"id":{{json .Id}},"arch":{{json .Architecture}},"user":{{json .Config.User}},'
-    '"layers":{{json .RootFS.Layers}},"environment":{{json .Config.Env}},'
-    '"labels":{{json .Config.Labels}}}'
-)
-
-
-def _parse_image(result: Result) -> Image | None:
-    shown = json_line(result.stdout)
-    if shown is None:
-        return None
-    environment = _texts(shown.get("environment"))
-    return Image(
-        id=str(shown.get("id", "")),
-        arch=str(shown.get("arch") or ""),
-        user=str(shown.get("user") or ""),
-        layers=_texts(shown.get("layers")),
-        python_path=next(
-            (one.partition("=")[2] for one in environment if one.startswith("PYTHONPATH=")), ""
-        ),
-        labels=strings(shown.get("labels")),
-    )
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    found = cast("list[object]", value) if isinstance(value, list) else []
-    return tuple(text for text in found if isinstance(text, str))
-
-
-def image(reference: str) -> Fact[Image | None]:
-    return Fact(
-        name="docker image",
-        program="docker",
-        command=Command(
-            ("docker", "image", "inspect", "--format", _IMAGE_FORMAT, reference),
-            limit_s=20,
-            root=True,
-        ),
-        parse=_parse_image,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageContents:
-    """What an image has inside, asked of the image itself. An empty version means: not there."""
-
-    python: str = ""
-    ray: str = ""
-    vllm: str = ""
-    uid: int = 0
-    gid: int = 0
-    problem: str = ""
-
-
-_PROBE_PYTHON = (
-    "import importlib.util as u,importlib.metadata as m,json,os,platform as p\n"
-    "def v(n):\n"
-    "    if u.find_spec(n) is None: return ''\n"
-    "    for d in (n, n + '-cpu'):\n"
-    "        try: return m.version(d)\n"
-    "        except m.PackageNotFoundError: pass\n"
-    "    return '?'\n"
-    "print(json.dumps({'python': p.python_version(), 'ray': v('ray'), 'vllm': v('vllm'),"
-    " 'uid': os.getuid(), 'gid': os.getgid()}))"
-)
-
-
-# An answer that cannot be kept is an answer all the same.
-_PROBE = """
-if [ -s "$1" ]; then exec cat "$1"; fi
-kept=$1; shift
-answer=$(docker run --rm --network none "$@") || exit
-printf '%s\\n' "$answer"
-case $answer in *'{"python"'*) ;; *) exit 0 ;; esac
-{ mkdir -p "${kept%/*}" && printf '%s\\n' "$answer" > "$kept.$$" && mv "$kept.$$" "$kept"
-} 2>/dev/null || exit 0
-"""
-
-
-def probe(image_id: str, arguments: tuple[str, ...], kept_at: str) -> Fact[ImageContents]:
-    """Ask the image once; the answer is kept on the host under the image's id."""
-    return Fact(
-        name="image contents",
-        program="docker",
-        command=Command(
-            (
-                *("sh", "-c"),
-                _PROBE,
-                *("sh", kept_at, *arguments, "--entrypoint", "python3", image_id),
-                *("-c", _PROBE_PYTHON),
-            ),
-            limit_s=60,
-            root=True,
-        ),
-        parse=_parse_contents,
-    )
-
-
-def _parse_contents(result: Result) -> ImageContents:
-    shown = json_line(result.stdout)
-    if shown is None:
-        if "python3" in result.stderr and (
-            "not found" in result.stderr or "no such" in result.stderr
-        ):
-            return ImageContents(problem="it has no python3: not a vLLM image")
-        return ImageContents(problem=f"it does not answer: {last_line(result.output)}")
-    if not {"python", "ray", "vllm", "uid", "gid"} <= shown.keys():
-        return ImageContents(problem=f"its answer is not readable: {last_line(result.stdout)}")
-    return ImageContents(
-        python=str(shown["python"]),
-        ray=str(shown["ray"]),
-        vllm=str(shown["vllm"]),
-        uid=count(shown["uid"]),
-        gid=count(shown["gid"]),
-    )
-
-
-def interpreter(python: str) -> Fact[ImageContents]:
-    """The same question to an interpreter on the host, for nodes that run without Docker."""
-    return Fact(
-        name="interpreter",
-        command=Command((python, "-c", _PROBE_PYTHON), limit_s=30),
-        parse=_parse_contents,
-    )
-
-
-def pullable(reference: str) -> Fact[str]:
-    """Why the registry would not give the image; empty where it may. Downloads nothing.
-
-    Only its own no counts. The question goes straight to the registry, while a pull may go through
-    the engine's mirrors: where the registry is out of reach, the pull has to show it.
-    """
-    return Fact(
-        name="registry",
-        command=Command(("docker", "manifest", "inspect", reference), limit_s=25, root=True),
-        parse=_parse_pullable,
-    )
-
-
-_REGISTRY_SAYS_NO = ("no such manifest", "manifest unknown", "denied", "unauthorized", "not found")
-
-
-def _parse_pullable(result: Result) -> str:
-    said = last_line(result.stderr)
-    refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
-    return said if refused and not result.ok and result.status not in (126, 127) else ""

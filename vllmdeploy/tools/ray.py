@@ -12,6 +12,8 @@ from vllmdeploy.core.reading import fields, json_line, number, whole
 
 OLDEST = (2, 40)
 OLDEST_WITH_TOKEN = (2, 52)
+# vLLM itself has always excluded it: its compiled graphs, which carry pipeline parallelism, broke.
+_KNOWN_BAD = {(2, 44): "whose compiled graphs vLLM cannot use"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,11 @@ def _ports(ports: RayPorts) -> tuple[str, ...]:
         f"--min-worker-port={first}",
         f"--max-worker-port={last}",
     )
+
+
+def known_bad(text: str) -> str:
+    """Why no vLLM should run on this Ray; nothing for all others."""
+    return _KNOWN_BAD.get(version(text)[:2], "")
 
 
 def version(text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ SERVER = ("python3", "-m", "vllm.entrypoints.openai.api_server")
 
 # Reads vLLM's own sources instead of asking for --help: that imports torch, takes 8 s and fails
 # without cards. A command line that does not know its own version dies at once.
-_PROBE = """
+PROBE = """
 import ast, importlib.metadata as metadata, importlib.util as util, json, pathlib
 def flags(tree):
     for node in ast.walk(tree):
@@ -100,7 +100,7 @@ def _is_flag(word: str) -> bool:
 
 def probe_argv() -> tuple[str, ...]:
     """Run this where the engine will run."""
-    return ("python3", "-c", _PROBE)
+    return ("python3", "-c", PROBE)
 
 
 def installed(command: Command) -> Fact[Vllm]:

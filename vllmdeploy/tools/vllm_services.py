@@ -29,8 +29,9 @@ exit 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A served model. `names`: all that it answers to, its own first; `asked`: what the user
-    wanted, for the next start."""
+    """One engine of a served model. `names`: all that the service answers to, its own first;
+    `replica_of`: the service, where the engine has another name; `asked`: what the user wanted,
+    for the next start."""
 
     name: str
     model: str
@@ -45,7 +46,13 @@ class Service:
     max_num_seqs: int = 0
     generation: int = 1
     head: str = ""
+    replica_of: str = ""
     asked: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def belongs_to(self) -> str:
+        """The service that people know: one engine, or several that do the same."""
+        return self.replica_of or self.name
 
     @property
     def world(self) -> int:

@@ -87,6 +87,17 @@ class Synced:
     shared: Mapping[str, str] = field(default_factory=dict[str, str])
     wire: int = 0
 
+    def and_then(self, later: Synced) -> Synced:
+        """Both rounds as one: what failed at first may have been done later."""
+        done = dict.fromkeys((*self.done, *later.done))
+        still = {name: error for name, error in self.failed.items() if name not in done}
+        return Synced(
+            done=tuple(done),
+            failed=still | dict(later.failed),
+            shared=dict(self.shared) | dict(later.shared),
+            wire=self.wire + later.wire,
+        )
+
 
 def look_at(session: Session, name: str, options: Options) -> Job:
     """Everything that decides; nothing is changed by looking."""

@@ -50,10 +50,11 @@ def warden(node: NodeSpec, *, run: str, logs: str, services: str) -> tuple[str, 
     return (
         *("-m", "vllmdeploy.node.warden"),
         *("--name", node.name, "--role", node.role.removeprefix("ray-"), "--node", node.host),
-        *("--run", run, "--logs", logs, "--services", services),
-        *("--ray-address", node.ray_address),
+        *("--run", run, "--logs", logs),
+        *(("--services", services, "--ray-address", node.ray_address) if node.ray_address else ()),
+        *node.probes,
         "--",
-        *node.ray,
+        *node.command,
     )
 
 
