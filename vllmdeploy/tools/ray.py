@@ -13,7 +13,7 @@ from vllmdeploy.core.reading import fields, json_line, number, whole
 OLDEST = (2, 40)
 OLDEST_WITH_TOKEN = (2, 52)
 # vLLM itself has always excluded it: its compiled graphs, which carry pipeline parallelism, broke.
-_KNOWN_BAD = {(2, 44): "whose compiled graphs vLLM cannot use"}
+_KNOWN_BAD: dict[tuple[int, ...], str] = {(2, 44): "whose compiled graphs vLLM cannot use"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

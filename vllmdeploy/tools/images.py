@@ -1,0 +1,194 @@
+"""Images on a host: what they are, where they come from, and when two of them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from vllmdeploy.core.command import Command, Result, script
+from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import count, json_line, json_object, strings
+from vllmdeploy.core.spec import fingerprint
+from vllmdeploy.errors import last_line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image on a host: its id is what containers run by.
+
+    The id is the digest of the image's configuration in Docker's own store, and the digest of its
+    manifest in containerd's: the same image has two ids. `content` is the same in both.
+    """
+
+    id: str
+    arch: str
+    user: str = ""
+    layers: tuple[str, ...] = ()
+    python_path: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    references: tuple[str, ...] = ()
+    size: int = 0
+    content: str = ""
+
+    @property
+    def short(self) -> str:
+        return self.id.removeprefix("sha256:")[:12]
+
+    def same_as(self, other: Image) -> bool:
+        """One id, or the same layers run in the same way."""
+        return self.id == other.id or (bool(self.layers) and self.content == other.content)
+
+
+_FORMAT = (
+    '{"id":{{json .Id}},"arch":{{json .Architecture}},"user":{{json .Config.User}},'
+    '"layers":{{json .RootFS.Layers}},"environment":{{json .Config.Env}},'
+    '"labels":{{json .Config.Labels}},"command":{{json .Config.Cmd}},'
+    '"entrypoint":{{json .Config.Entrypoint}},"folder":{{json .Config.WorkingDir}},'
+    '"references":{{json .RepoTags}},"size":{{json .Size}}}'
+)
+
+
+def _image(shown: Mapping[str, Any]) -> Image:
+    environment, layers = _texts(shown.get("environment")), _texts(shown.get("layers"))
+    arch, user = str(shown.get("arch") or ""), str(shown.get("user") or "")
+    labels = strings(shown.get("labels"))
+    ways = [_texts(shown.get("command")), _texts(shown.get("entrypoint"))]
+    folder = str(shown.get("folder") or "")
+    parts = [arch, user, layers, environment, *ways, folder, dict(labels)]
+    return Image(
+        id=str(shown.get("id", "")),
+        arch=arch,
+        user=user,
+        layers=layers,
+        python_path=next(
+            (one.partition("=")[2] for one in environment if one.startswith("PYTHONPATH=")), ""
+        ),
+        labels=labels,
+        references=_texts(shown.get("references")),
+        size=count(shown.get("size")),
+        content=fingerprint(parts),
+    )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    found = cast("list[object]", value) if isinstance(value, list) else []
+    return tuple(text for text in found if isinstance(text, str))
+
+
+def _parse_image(result: Result) -> Image | None:
+    shown = json_line(result.stdout)
+    return None if shown is None else _image(shown)
+
+
+def image(reference: str) -> Fact[Image | None]:
+    return Fact(
+        name="docker image",
+        program="docker",
+        command=Command(
+            ("docker", "image", "inspect", "--format", _FORMAT, reference), limit_s=20, root=True
+        ),
+        parse=_parse_image,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """All images of one engine, and what keeps them. `shares_layers`: it loads an archive without
+    the layers that it has already, as Docker's own store does and containerd's does not."""
+
+    images: tuple[Image, ...] = ()
+    kind: str = ""
+    free_bytes: int | None = None
+    problem: str = ""
+
+    @property
+    def shares_layers(self) -> bool:
+        return self.kind == "docker"
+
+    @property
+    def layers(self) -> frozenset[str]:
+        return frozenset(layer for image in self.images for layer in image.layers)
+
+    def find(self, reference: str) -> Image | None:
+        """By name, by name without its tag, or by the beginning of its id."""
+        names = {reference, f"{reference}:latest"}
+        wanted = reference.removeprefix("sha256:")
+        by_name = (one for one in self.images if names & set(one.references))
+        by_id = (
+            one
+            for one in self.images
+            if len(wanted) >= _LEAST_ID and one.id.removeprefix("sha256:").startswith(wanted)
+        )
+        return next(by_name, None) or next(by_id, None)
+
+    def same(self, image: Image) -> Image | None:
+        return next((one for one in self.images if one.same_as(image)), None)
+
+
+_LEAST_ID = 12
+_CONTAINERD = "io.containerd.snapshotter"
+_STORE = """
+status=$(docker info --format '{"driver":{{json .DriverStatus}},"root":{{json .DockerRootDir}}}') \\
+  || exit
+printf '%s\\n' "$status"
+root=$(printf '%s' "$status" | sed 's/.*"root":"\\([^"]*\\)".*/\\1/')
+df -Pk "$root" 2>/dev/null | awk 'END { print "{\\"free\\":" $4 "}" }'
+ids=$(docker image ls --quiet --no-trunc | sort -u) || exit
+[ -n "$ids" ] || exit 0
+exec docker image inspect --format "$1" $ids
+"""
+
+
+def _parse_store(result: Result) -> Store:
+    said = [json_object(line) for line in result.stdout.split("\n") if line.startswith("{")]
+    shown = [one for one in said if one is not None]
+    head = next((one for one in shown if "driver" in one), None)
+    # An image that goes between the two questions fails the second one for itself alone.
+    gone = "no such image" in result.stderr.lower()
+    if head is None or result.timed_out or not (result.ok or gone):
+        return Store(problem=f"its images are not told: {last_line(result.output)}")
+    free = next((count(one["free"]) for one in shown if "free" in one), None)
+    return Store(
+        images=tuple(_image(one) for one in shown if "id" in one),
+        kind="containerd" if _CONTAINERD in str(head["driver"]) else "docker",
+        free_bytes=None if free is None else free * 1024,
+    )
+
+
+STORE = Fact(
+    name="docker images",
+    program="docker",
+    command=script(_STORE, _FORMAT, root=True).within(30),
+    parse=_parse_store,
+)
+
+
+def pull(reference: str) -> Command:
+    return Command(("docker", "pull", reference), limit_s=3600, root=True)
+
+
+def tag(image_id: str, reference: str) -> Command:
+    return Command(("docker", "tag", image_id, reference), root=True)
+
+
+def pullable(reference: str) -> Fact[str]:
+    """Why the registry would not give the image; empty where it may. Downloads nothing.
+
+    Only its own no counts. The question goes straight to the registry, while a pull may go through
+    the engine's mirrors: where the registry is out of reach, the pull has to show it.
+    """
+    return Fact(
+        name="registry",
+        command=Command(("docker", "manifest", "inspect", reference), limit_s=25, root=True),
+        parse=_parse_pullable,
+    )
+
+
+_REGISTRY_SAYS_NO = ("no such manifest", "manifest unknown", "denied", "unauthorized", "not found")
+
+
+def _parse_pullable(result: Result) -> str:
+    said = last_line(result.stderr)
+    refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
+    return said if refused and not result.ok and result.status not in (126, 127) else ""
