@@ -67,7 +67,7 @@ def test_forgetting_leaves_the_lock_that_is_held_and_the_audit_log() -> None:
     plan = down([bare("a", "10.0.0.1", head=True)], forget=True)
     assert lines(plan) == "a: forget specs, secrets and logs (down)"
     assert plan.steps[0].command.argv[2:] == (
-        'cd "$1" 2>/dev/null || exit 0; rm -rf services secrets logs run pkg cache',
+        'cd "$1" 2>/dev/null || exit 0; rm -rf services instances secrets logs run pkg cache',
         "sh",
         "/var/lib/vllmdeploy/vllm",
     )

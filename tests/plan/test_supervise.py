@@ -306,8 +306,8 @@ def last_words(*commands: Command) -> list[str]:
                 f"rm -rf -- {RUN}",
                 "env PYTHONPATH=/var/lib/vllmdeploy/vllm/pkg/p/vllmdeploy.zip python3 -m"
                 f" vllmdeploy.node.ctl --run {RUN} status",
-                f"sh {LOGS} 5 -F",
-                f"sh {LOGS} +1 ",
+                f"sh {LOGS} 5 -F n.log",
+                f"sh {LOGS} +1  n.log",
             ],
         ),
     ],

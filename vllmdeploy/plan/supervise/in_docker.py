@@ -89,7 +89,7 @@ def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
         },
         mounts=(
             *((Mount(layout.ray_secrets, SECRETS_MOUNT),) if member.token else ()),
-            *((Mount(layout.services, SERVICES_MOUNT),) if node.ray_address else ()),
+            *((Mount(layout.services, SERVICES_MOUNT),) if node.role != "instance" else ()),
             Mount(layout.run(node.name), RUN_MOUNT, writable=True),
             Mount(layout.logs(node.name), LOGS_MOUNT, writable=True),
             Mount(_cache(member), CACHE_MOUNT, writable=True),

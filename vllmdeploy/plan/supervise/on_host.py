@@ -16,13 +16,6 @@ from vllmdeploy.plan.supervise.base import STOP_S, Made, cache_folder, caches, w
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import process, systemd
 
-# A node of Ray has Ray's log, any other one of its own name.
-_LOGS = """
-cd "$1" || exit
-main=$4
-[ ! -e ray.log ] || main=ray.log
-exec tail -q -n "$2" $3 -- "$main" warden.log
-"""
 _USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -136,9 +129,10 @@ class AsProcess:
     def logs(
         self, name: str, layout: Layout, *, tail: int | None = None, follow: bool = False
     ) -> Command:
+        main = "ray.log" if name.endswith(("-ray-head", "-ray-worker")) else f"{name}.log"
+        text = 'cd "$1" && exec tail -q -n "$2" $3 -- "$4" warden.log'
         count = "+1" if tail is None else str(tail)
-        following = "-F" if follow else ""
-        return script(_LOGS, layout.logs(name), count, following, f"{name}.log", root=True)
+        return script(text, layout.logs(name), count, "-F" if follow else "", main, root=True)
 
 
 @dataclass(frozen=True, slots=True)
