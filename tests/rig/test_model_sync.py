@@ -165,18 +165,23 @@ def test_a_copy_killed_half_way_goes_on_from_there(
 @contextmanager
 def background(rig: Rig, folder: Path, name: str) -> Generator[None]:
     """A sync while the body runs; then it is killed as by a power cut."""
-    with subprocess.Popen(
-        (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", name, "--yes"),
-        cwd=folder,
-        env=rig.operator_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    said = folder / "said"
+    with (
+        said.open("wb") as log,
+        subprocess.Popen(
+            (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", name, "--yes"),
+            cwd=folder,
+            env=rig.operator_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
         try:
             yield
         finally:
             process.kill()
+            print(said.read_text())
 
 
 def test_a_flipped_bit_is_found_and_only_that_file_comes_again(rig: Rig, folder: Path) -> None:
