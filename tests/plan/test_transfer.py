@@ -80,6 +80,23 @@ def test_the_rarest_piece_goes_first() -> None:
     assert shown(swarm.next(0.0)) == ["a -> d: 2"]
 
 
+def test_what_a_host_is_spared_it_neither_gets_nor_gives() -> None:
+    swarm = Swarm(pieces(MiB, MiB))
+    swarm.join("a", has=(0, 1), receives=False)
+    swarm.join("b", spared=(0,))
+    assert [piece.number for piece in swarm.missing("b")] == [1]
+    (only,) = swarm.next(0.0)
+    assert shown((only,)) == ["a -> b: 1"]
+    swarm.arrived(only, 1.0)
+    assert swarm.complete("b")
+    swarm.lost("a")
+    swarm.join("c")
+    assert shown(swarm.next(1.0)) == ["b -> c: 1"]
+    assert swarm.hopeless == ()
+    swarm.join("d", spared=(0, 1))
+    assert swarm.complete("d")
+
+
 def test_a_failed_pair_waits_longer_each_time_and_others_do_not() -> None:
     swarm = Swarm(pieces(MiB))
     swarm.join("a", has=(0,), receives=False)

@@ -31,7 +31,7 @@ def line() -> str:
 
 def test_the_line_is_restricted_to_the_server_and_tagged() -> None:
     assert line() == (
-        "restrict,command=\"sh /state/vllm/sync/serve.sh '/srv/my models'\" "
+        "restrict,command=\"sh /state/vllm/sync/serve.sh '/srv/my models' /state/vllm/images\" "
         f"{PUBLIC} vllmdeploy:vllm"
     )
 
@@ -94,6 +94,8 @@ def served(tmp_path: Path) -> Path:
     """A model folder, its server, and an rsync that says what it was called with."""
     (tmp_path / "models/Tiny").mkdir(parents=True)
     (tmp_path / "models/.incoming/Half").mkdir(parents=True)
+    (tmp_path / "images/.incoming/image-1").mkdir(parents=True)
+    (tmp_path / "images/secret").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "models/Link").symlink_to(tmp_path / "outside")
     (tmp_path / "serve.sh").write_bytes(sync_keys.serve_script(LAYOUT).stdin or b"")
@@ -104,7 +106,8 @@ def served(tmp_path: Path) -> Path:
 
 
 def serve(folder: Path, asked: str) -> subprocess.CompletedProcess[str]:
-    command = Command(("sh", str(folder / "serve.sh"), str(folder / "models")))
+    roots = (str(folder / "models"), str(folder / "images"))
+    command = Command(("sh", str(folder / "serve.sh"), *roots))
     path = f"{folder}/bin:/usr/bin:/bin"
     return run(command, folder, SSH_ORIGINAL_COMMAND=asked, PATH=path)
 
@@ -120,6 +123,16 @@ def test_a_model_is_read_whole_or_while_it_is_being_put_together(
     )
 
 
+def test_an_image_is_read_while_it_is_on_its_way_even_where_no_models_are(served: Path) -> None:
+    asked = "rsync --server --sender -LRe.LsfxCIvu . image-1/"
+    expected = f"{served}/images/.incoming/image-1: --server --sender -LRe.LsfxCIvu . ./\n"
+    assert serve(served, asked).stdout == expected
+    (served / "models").rename(served / "gone")
+    assert serve(served, asked).stdout == expected
+    (served / "images").rename(served / "gone-too")
+    assert serve(served, asked).stderr == "vllmdeploy: refused: no model folder here\n"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -129,6 +142,7 @@ def test_a_model_is_read_whole_or_while_it_is_being_put_together(
         "rsync --server -LRe.LsfxCIvu . Tiny/",
         "rsync --server --sender -LRe.LsfxCIvu . Link/",
         "rsync --server --sender -LRe.LsfxCIvu . None/",
+        "rsync --server --sender -LRe.LsfxCIvu . secret/",
         "rsync --server --sender -LRe.LsfxCIvu . /etc/",
         "rsync --server --sender -LRe.LsfxCIvu . ../outside/",
         "rsync --server --sender -LRe.LsfxCIvu . Tiny/../../outside/",

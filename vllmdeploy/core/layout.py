@@ -52,6 +52,11 @@ class Layout:
         return f"{self.root}/sync"
 
     @property
+    def images(self) -> str:
+        """Pieces of images on their way from host to host."""
+        return f"{self.root}/images"
+
+    @property
     def sync_secrets(self) -> str:
         return f"{self.secrets}/sync"
 

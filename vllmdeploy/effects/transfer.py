@@ -31,9 +31,11 @@ _WAITED_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a host has when it joins. `whole`: the model is there and READY."""
+    """What a host has when it joins, and what it does not need. `whole`: the model is there and
+    READY."""
 
     has: frozenset[int] = frozenset()
+    spared: frozenset[int] = frozenset()
     there: int = 0
     whole: bool = False
 
@@ -186,7 +188,8 @@ class Distribution:
         host = self._hosts[party.name]
         host.joined, host.error, host.lost_at = True, None, None
         has = range(len(self.pieces)) if prepared.whole else prepared.has
-        self._swarm.join(party.name, has=has, direct=party.member.direct)
+        spared = prepared.spared
+        self._swarm.join(party.name, has=has, spared=spared, direct=party.member.direct)
         if prepared.there:
             # What is there in part is looked through first when the rest comes.
             self._begun.update((party.name, piece.number) for piece in self.pieces)
@@ -244,7 +247,8 @@ class Distribution:
         first = missing[0].paths[0] if missing else "nothing"
         return Unobtainable(
             f"{name}: no host has {first} as the manifest says",
-            hint=f"`vllmdeploy model verify {self.freight.place.name} --deep` finds what changed",
+            hint=self.freight.mend
+            or f"`vllmdeploy model verify {self.freight.place.name} --deep` finds what changed",
         )
 
     # A piece's way

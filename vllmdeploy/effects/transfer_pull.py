@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vllmdeploy.core.command import Result, check
@@ -26,10 +26,12 @@ class HostShell(Shell, Streaming, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Party:
-    """A host in a distribution, with the way to it."""
+    """A host in a distribution, with the way to it. `root`: where it keeps what comes, if not
+    where all others do."""
 
     member: Member
     shell: HostShell
+    root: str = ""
 
     @property
     def name(self) -> str:
@@ -38,11 +40,16 @@ class Party:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freight:
-    """What is distributed, and how fast a single stream may be."""
+    """What is distributed, and how fast a single stream may be. `mend`: what helps where nobody
+    has it as the manifest says."""
 
     place: ModelPlace
     manifest: Manifest
     limit_kib_s: int | None = None
+    mend: str = ""
+
+    def place_on(self, party: Party) -> ModelPlace:
+        return replace(self.place, root=party.root) if party.root else self.place
 
 
 @dataclass(slots=True)
@@ -111,7 +118,7 @@ def _pull(
     if road is None:
         raise ValueError(f"{source.name} cannot be read from directly")
     wanted = rsync.Pull(
-        place=freight.place,
+        place=freight.place_on(target),
         number=piece.number,
         paths=piece.paths,
         size=piece.size,
@@ -152,15 +159,15 @@ def _relay(
     anew: bool,
 ) -> None:
     """Through this machine: the rest of one file, or many files as one stream."""
-    place = freight.place
+    here, there = freight.place_on(source), freight.place_on(target)
     if len(piece.paths) == 1:
         path = piece.paths[0]
-        offset = 0 if anew else _there(target, place, path, piece.size)
-        give = rsync.send_file(place, path, offset)
-        take = rsync.take_file(place, path, offset)
+        offset = 0 if anew else _there(target, there, path, piece.size)
+        give = rsync.send_file(here, path, offset)
+        take = rsync.take_file(there, path, offset)
     else:
         offset = 0
-        give, take = rsync.send_files(place, piece.paths), rsync.take_files(place)
+        give, take = rsync.send_files(here, piece.paths), rsync.take_files(there)
 
     def moved(count: int) -> None:
         arrival.wire = count
@@ -183,7 +190,7 @@ def _relay(
         raise
     arrival.on_moved()
     hashed = target.member.access.of(
-        model_files.hashes(place.incoming, piece.paths, total=piece.size)
+        model_files.hashes(there.incoming, piece.paths, total=piece.size)
     )
     said = target.shell.run(hashed, on_line=arrival.line)
     check(target.name, hashed, said, doing=f"verifying {_called(piece)}")

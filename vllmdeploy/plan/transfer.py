@@ -75,16 +75,22 @@ class Swarm:
         name: str,
         *,
         has: Iterable[int] = (),
+        spared: Iterable[int] = (),
         receives: bool = True,
         serves: bool = True,
         direct: bool = True,
     ) -> None:
         """A host with the pieces it has by now; it may come while others are at work."""
-        bits = sum({1 << number for number in has})
         known = self.peers.get(name)
         arriving = known.arriving if known else 0
         self.peers[name] = Peer(
-            name, has=bits, arriving=arriving, receives=receives, serves=serves, direct=direct
+            name,
+            has=_bits(has),
+            arriving=arriving,
+            spared=_bits(spared),
+            receives=receives,
+            serves=serves,
+            direct=direct,
         )
 
     def lost(self, name: str) -> None:
@@ -93,14 +99,15 @@ class Swarm:
         self.peers[name].receives = self.peers[name].serves = False
 
     def complete(self, name: str) -> bool:
-        return name in self.peers and self.peers[name].has == self.everything
+        return name in self.peers and not self.peers[name].lacks(self.everything)
 
     @property
     def running(self) -> tuple[Transfer, ...]:
         return tuple(one.transfer for one in self._running.values())
 
     def missing(self, name: str) -> tuple[Piece, ...]:
-        lacks = self.everything & ~self.peers[name].has if name in self.peers else self.everything
+        everything = self.everything
+        lacks = self.peers[name].lacks(everything) if name in self.peers else everything
         return tuple(piece for piece in self.pieces if piece.bit & lacks)
 
     @property
@@ -114,7 +121,7 @@ class Swarm:
             for name, peer in self.peers.items()
             if peer.receives
             and not peer.arriving
-            and (peer.strikes >= _STRIKES_OUT or self.everything & ~peer.has & ~there)
+            and (peer.strikes >= _STRIKES_OUT or peer.lacks(self.everything) & ~there)
         )
 
     # What happened
@@ -227,3 +234,7 @@ class Swarm:
 
     def barred(self, source: str, target: str, now: float) -> bool:
         return self._barred.get((source, target), (0.0, 0))[0] > now
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    return sum({1 << number for number in numbers})

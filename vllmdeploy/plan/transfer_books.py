@@ -48,7 +48,7 @@ class Books:
         self._copies = _copies(self._swarm.peers)
 
     def _may_receive(self, peer: Peer) -> bool:
-        missing = self._swarm.everything & ~peer.has & ~peer.arriving
+        missing = peer.wants(self._swarm.everything)
         ready = peer.receives and self._now >= peer.rests_until
         return ready and bool(missing) and self._free("down", peer.name)
 
@@ -72,7 +72,7 @@ class Books:
             return None
         if not (giver.direct and taker.direct) and self._relays >= swarm.relays:
             return None
-        useful = giver.has & ~taker.has & ~taker.arriving
+        useful = taker.wants(giver.has)
         for copies, bits in sorted(self._copies.items()):
             number = self._first(giver, useful & bits)
             if number is not None:

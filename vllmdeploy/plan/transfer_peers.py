@@ -19,17 +19,26 @@ _REMEMBERED = 32
 
 @dataclass(slots=True)
 class Peer:
-    """`has`, `arriving`: one bit a piece. `direct`: it speaks rsync with others by itself."""
+    """`has`, `arriving`, `spared`: one bit a piece; what is spared it neither needs nor sends on.
+    `direct`: it speaks rsync with others by itself."""
 
     name: str
     has: int = 0
     arriving: int = 0
+    spared: int = 0
     receives: bool = True
     serves: bool = True
     direct: bool = True
     strikes: int = 0
     rests_until: float = 0.0
     _best: float = 0.0
+
+    def lacks(self, everything: int) -> int:
+        return everything & ~self.has & ~self.spared
+
+    def wants(self, offered: int) -> int:
+        """What of this is still to be asked for."""
+        return self.lacks(offered) & ~self.arriving
 
     def struck(self, now: float) -> None:
         """Once may be the other end's fault; a host that fails again and again is left alone for

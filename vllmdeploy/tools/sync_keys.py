@@ -75,11 +75,15 @@ def held(layout: Layout) -> Fact[KeyPair | None]:
 # The whole command of a peer. Its words are split, never evaluated; what is not known is refused.
 # `s` among the short options would let the peer send other words later.
 _SERVE = """\
-# vllmdeploy: hosts of this cluster may read models here by rsync, and do nothing else.
-# $1 is MODEL_PATH. What sshd was asked to run is in SSH_ORIGINAL_COMMAND.
+# vllmdeploy: hosts of this cluster may read models, and images on their way, by rsync, and do
+# nothing else. $1 is MODEL_PATH, $2 where images pass. What sshd was asked to run is in
+# SSH_ORIGINAL_COMMAND.
 set -f
 refuse() { echo "vllmdeploy: refused: $1" >&2; exit 1; }
-root=$(cd -P -- "$1" 2>/dev/null && pwd -P) || refuse "no model folder here"
+root=$(cd -P -- "$1" 2>/dev/null && pwd -P)
+images=$(cd -P -- "${2:-/dev/null}" 2>/dev/null && pwd -P)
+[ -n "$root$images" ] || refuse "no model folder here"
+: "${root:=/dev/null}" "${images:=/dev/null}"
 set -- ${SSH_ORIGINAL_COMMAND-}
 [ "${1-} ${2-} ${3-}" = "rsync --server --sender" ] || refuse "only rsync may read here"
 shift 3
@@ -103,9 +107,10 @@ case ${1-}:$name in
   *) refuse "more than one folder";;
 esac
 cd -P -- "$root/$name" 2>/dev/null || cd -P -- "$root/.incoming/$name" 2>/dev/null \\
-  || cd -P -- "$root/$name" 2>/dev/null || refuse "no model $name here"
+  || cd -P -- "$root/$name" 2>/dev/null || cd -P -- "$images/.incoming/$name" 2>/dev/null \\
+  || refuse "no model $name here"
 case $(pwd -P) in
-  "$root/$name" | "$root/.incoming/$name") ;;
+  "$root/$name" | "$root/.incoming/$name" | "$images/.incoming/$name") ;;
   *) refuse "$name is a link out of the model folder";;
 esac
 exec rsync --server --sender $options . ./
@@ -117,8 +122,8 @@ def serve_script(layout: Layout) -> Command:
 
 
 def authorized_line(layout: Layout, cluster: str, model_path: str, public: str) -> str:
-    """One line of authorized_keys: this key reads models, without a terminal or a tunnel."""
-    words = shlex.join(("sh", f"{layout.sync}/{SERVE}", model_path))
+    """One line of authorized_keys: this key only reads, without a terminal or a tunnel."""
+    words = shlex.join(("sh", f"{layout.sync}/{SERVE}", model_path, layout.images))
     escaped = words.replace("\\", "\\\\").replace('"', '\\"')
     return f'restrict,command="{escaped}" {public} {tag(cluster)}'
 
