@@ -23,6 +23,7 @@ from vllmdeploy.cli import (
     init,
     keys,
     model,
+    mps,
     node,
     output,
     service,
@@ -127,3 +128,4 @@ app.add_typer(gateway.app, name="gateway")
 app.add_typer(keys.app, name="keys")
 app.add_typer(batch.app, name="batch")
 app.add_typer(model.app, name="model")
+app.add_typer(mps.app, name="mps")

@@ -1,0 +1,231 @@
+"""The steps that end MPS daemons, and those that start a group of engines anew with its daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from vllmdeploy.core.command import Command, Result
+from vllmdeploy.core.plan import Draft, Run, Step, Wait
+from vllmdeploy.core.spec import MPS_LABEL
+from vllmdeploy.plan.mps import (
+    FoundMps,
+    MpsWanted,
+    Scope,
+    foreign,
+    scopes,
+    start_scopes,
+    write_modes,
+)
+from vllmdeploy.tools import docker, files, mps
+from vllmdeploy.tools.docker import Container
+from vllmdeploy.tools.mps_found import Daemon
+
+_END_S = 60.0
+# A client that is killed in the middle of a kernel leaves the others' server undefined.
+_CLIENT_STOP_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A container of ours whose engine is a client of a daemon."""
+
+    container: Container
+    pipe: str
+
+    @property
+    def name(self) -> str:
+        return self.container.name
+
+
+def members(host: FoundMps) -> tuple[Member, ...]:
+    return tuple(
+        Member(container=one, pipe=one.labels[MPS_LABEL])
+        for one in host.found.containers
+        if one.running and one.labels.get(MPS_LABEL)
+    )
+
+
+def meant(wanted: MpsWanted, host: FoundMps) -> tuple[Daemon, ...]:
+    """Our daemons on this host; those of the named cards, where some are named."""
+    ours = (one for one in host.mps.daemons if not foreign(wanted.cluster, one))
+    if not wanted.cards:
+        return tuple(ours)
+    asked = scopes(wanted, host.found)
+    return tuple(one for one in ours if any(scope.serves(one) for scope in asked))
+
+
+def in_use(host: FoundMps, daemons: Sequence[Daemon], *, besides: Iterable[str]) -> Iterable[str]:
+    """Clients that would lose their card: they are named, and nothing is taken from them."""
+    known = {one.id: one.name for one in host.found.containers}
+    spared = set(besides)
+    for daemon in daemons:
+        for client in daemon.clients:
+            name = next((known[key] for key in known if same_container(key, client.container)), "")
+            if name not in spared or not name:
+                of = f" of container {name}" if name else ""
+                yield f"{host.name}: {daemon.pipe} is used by {client}{of}"
+
+
+def same_container(identifier: str, other: str) -> bool:
+    """Docker shows ids long or short."""
+    return bool(identifier and other) and (
+        other.startswith(identifier) or identifier.startswith(other)
+    )
+
+
+def stop(
+    draft: Draft,
+    wanted: MpsWanted,
+    host: FoundMps,
+    daemons: Sequence[Daemon],
+    needs: tuple[str, ...] = (),
+    *,
+    force: bool = False,
+    cause: str = "mps stop",
+) -> tuple[str, ...]:
+    """The keys of the steps after which the daemons are gone and the cards as they were."""
+    gone = tuple(_end(draft, host, one, needs, force=force, cause=cause) for one in daemons)
+    return _restore(draft, wanted, host, daemons, gone)
+
+
+def _end(
+    draft: Draft,
+    host: FoundMps,
+    daemon: Daemon,
+    needs: tuple[str, ...],
+    *,
+    force: bool,
+    cause: str,
+) -> str:
+    subject = f"MPS daemon {daemon.pid} at {daemon.pipe}"
+    if force:
+        needs = (
+            tuple(
+                _step(draft, host, "end", f"MPS server {one.pid}", command, needs, "--force")
+                for one in daemon.servers
+                for command in (mps.shut_server(daemon.pipe, one.pid),)
+            )
+            or needs
+        )
+    told = _step(draft, host, "stop", subject, mps.stop(daemon.pipe), needs, cause)
+
+    def missing(result: Result) -> str | None:
+        return None if result.ok else f"process {daemon.pid} has not ended"
+
+    waiting = Wait(
+        host.found.access.of(mps.ended(daemon.pid)), missing, limit_s=_END_S, every_s=0.2
+    )
+    return draft.add(
+        Step(
+            host=host.name,
+            verb="await end of",
+            subject=subject,
+            cause="its servers end first",
+            action=waiting,
+            needs=(told,),
+            hint="`vllmdeploy mps status` shows its clients; --force ends them",
+        )
+    )
+
+
+def _restore(
+    draft: Draft,
+    wanted: MpsWanted,
+    host: FoundMps,
+    daemons: Sequence[Daemon],
+    needs: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Compute modes as they were before `--exclusive`, for the cards that lose their daemon."""
+    saved = dict(host.mps.saved)
+    served = {card for one in daemons for card in one.cards}
+    others = {card for one in host.mps.daemons if one not in daemons for card in one.cards}
+    # A daemon that died by itself leaves its cards' modes behind: they are restored all the same.
+    back = [card for card in sorted(saved) if card in served or card not in others]
+    if not back:
+        return needs
+    keys = tuple(
+        _step(
+            draft,
+            host,
+            "restore",
+            f"compute mode of {card}",
+            mps.compute_mode(card, saved[card]),
+            needs,
+            f"it was {saved[card]}",
+        )
+        for card in back
+    )
+    left = {card: mode for card, mode in saved.items() if card not in back}
+    kept = write_modes(host, left) if left else files.remove(host.saved_modes)
+    done = _step(draft, host, "forget", "compute modes", kept, keys, "restored")
+    return (done,)
+
+
+def restart(draft: Draft, wanted: MpsWanted, host: FoundMps, *, force: bool = False) -> None:
+    """A daemon serves no new client until all of a faulted group are gone: so all of a group's
+    containers stop, then its daemon starts anew, then they do, one at a time."""
+    daemons = meant(wanted, host)
+    group = [one for one in members(host) if one.pipe in {daemon.pipe for daemon in daemons}]
+    cause = _fault(daemons) or "mps restart"
+    stopped = tuple(_stop_member(draft, host, one, cause) for one in group)
+    ended = tuple(_end(draft, host, one, stopped, force=force, cause=cause) for one in daemons)
+    # What was exclusive stays so, and what it was before stays written down.
+    again = replace(wanted, exclusive=wanted.exclusive or bool(host.mps.saved))
+    missing = _again(wanted, host, daemons)
+    ready = start_scopes(draft, again, host, missing, ended or stopped, cause="mps restart")
+    for one in group:
+        ready = (_start_member(draft, host, one, ready or ended),)
+
+
+def _again(wanted: MpsWanted, host: FoundMps, daemons: Sequence[Daemon]) -> list[Scope]:
+    """The scopes asked for, but for those that another daemon of ours goes on serving."""
+    kept = [one for one in host.mps.daemons if one not in daemons]
+    return [
+        scope
+        for scope in scopes(wanted, host.found)
+        if not any(scope.pipe == one.pipe for one in kept)
+    ]
+
+
+def _fault(daemons: Sequence[Daemon]) -> str:
+    return next(
+        (
+            f"server {server.pid} is in a fault"
+            for daemon in daemons
+            for server in daemon.servers
+            if server.faulted
+        ),
+        "",
+    )
+
+
+def _stop_member(draft: Draft, host: FoundMps, member: Member, cause: str) -> str:
+    command = docker.stop(member.name, stop_s=_CLIENT_STOP_S)
+    return _step(draft, host, "stop", member.name, command, (), cause)
+
+
+def _start_member(draft: Draft, host: FoundMps, member: Member, needs: tuple[str, ...]) -> str:
+    return _step(draft, host, "start", member.name, docker.start(member.name), needs, "its group")
+
+
+def _step(
+    draft: Draft,
+    host: FoundMps,
+    verb: str,
+    subject: str,
+    command: Command,
+    needs: tuple[str, ...],
+    cause: str,
+) -> str:
+    return draft.add(
+        Step(
+            host=host.name,
+            verb=verb,
+            subject=subject,
+            cause=cause,
+            action=Run(host.found.access.of(command)),
+            needs=needs,
+            destructive=verb in ("stop", "end"),
+        )
+    )
