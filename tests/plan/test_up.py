@@ -253,7 +253,7 @@ def test_an_image_without_ray_is_refused_with_the_way_out() -> None:
     first, second = two_hosts()
     bare_image = ImageContents(python="3.12.3", vllm="0.33.0")
     found = [replace(first, contents=bare_image), replace(second, contents=bare_image)]
-    assert refused(found)[0] == (
+    assert refused(found, executor="ray")[0] == (
         "gpu-01: image vllm/vllm-openai:v0.17.0 has no Ray: build one that has it with"
         " `vllmdeploy image build`, or set EXECUTOR=mp"
     )

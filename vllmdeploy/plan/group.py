@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vllmdeploy.accelerators.base import Accelerator
 from vllmdeploy.plan import preflight
 from vllmdeploy.plan.cards import share_for_ray
+from vllmdeploy.plan.executor import about_executor, executor_of
 from vllmdeploy.plan.network import Choice, Place, choose
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.observed import FoundHost
@@ -47,6 +48,7 @@ def decide_group(
         return GroupPlan((), refusals=refusals)
     head = choice.places[found[0].host.name]
     token = preflight.needs_token(wanted, found)
+    executor = executor_of(wanted, found)
     members = tuple(
         Member(
             found=host,
@@ -55,10 +57,12 @@ def decide_group(
             place=choice.places[host.host.name],
             head=head,
             token=token,
+            executor=executor,
         )
         for host in found
     )
     notes = (
+        *about_executor(wanted, name, executor),
         *_about_places(name, choice, members),
         *(note for share in shares.values() for note in share.notes),
         *preflight.remarks(wanted, found, choice.places),

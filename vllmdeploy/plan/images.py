@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from vllmdeploy.accelerators import registry
 from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.wanted import Executor
 from vllmdeploy.tools import image_probe, ray
 from vllmdeploy.tools.image_probe import ImageContents
 from vllmdeploy.tools.images import Image
@@ -14,7 +15,7 @@ _VERSIONS = ("ray", "python", "vllm", "torch", "nccl", "cuda", "rocm", "dtk")
 _BUILD = "build one that has it with `vllmdeploy image build`, or set EXECUTOR=mp"
 
 
-def of_image(found: FoundHost) -> Iterable[str]:
+def of_image(found: FoundHost, executor: Executor = "ray") -> Iterable[str]:
     """One host's image: whether it is there, or can come, and can run."""
     name = found.host.name
     if found.engine.problem:
@@ -34,24 +35,25 @@ def of_image(found: FoundHost) -> Iterable[str]:
             f" the host is {found.system.arch}: set an IMAGE_<GROUP> built for it"
         )
     else:
-        yield from of_contents(f"{name}: image {image}", found)
+        yield from of_contents(f"{name}: image {image}", found, executor)
 
 
-def of_contents(subject: str, found: FoundHost) -> Iterable[str]:
+def of_contents(subject: str, found: FoundHost, executor: Executor = "ray") -> Iterable[str]:
     contents = found.contents
     if contents is None:
         return
     if contents.problem:
         yield f"{subject}: {contents.problem}"
         return
-    if not contents.ray:
-        yield f"{subject} has no Ray: {_BUILD}"
-    else:
+    if executor == "ray":
         yield from of_ray(subject, contents)
     yield from _of_driver(subject, contents, found)
 
 
 def of_ray(subject: str, contents: ImageContents) -> Iterable[str]:
+    if not contents.ray:
+        yield f"{subject} has no Ray: {_BUILD}"
+        return
     if ray.version(contents.ray) < ray.OLDEST:
         yield f"{subject} has Ray {contents.ray}; 2.40 is the oldest that works"
     why = ray.known_bad(contents.ray)

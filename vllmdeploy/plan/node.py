@@ -14,7 +14,7 @@ from vllmdeploy.plan.cards import RayShare
 from vllmdeploy.plan.network import Place
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.preflight import node_name, role_of
-from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.plan.wanted import Executor, Wanted
 from vllmdeploy.tools import ray
 
 # Ray's defaults find a dead host after 15 to 65 s; on one network this takes 5 to 20.
@@ -45,6 +45,7 @@ class Member:
     place: Place
     head: Place
     token: bool
+    executor: Executor = "ray"
 
     @property
     def name(self) -> str:
@@ -80,32 +81,34 @@ def _by_vendor(
 
 def node_spec(wanted: Wanted, member: Member, *, generation: int) -> NodeSpec:
     found, share = member.found, member.share
-    role = role_of(found)
-    flags = member.accelerator.ray_flags(share.declared) + _cpus(wanted)
-    if role == "ray-head":
-        argv = ray.start_head(ip=member.place.ip, name=member.name, ports=wanted.ports, cards=flags)
-    else:
-        argv = ray.start_worker(
-            head_ip=member.head.ip,
-            ip=member.place.ip,
-            name=member.name,
-            ports=wanted.ports,
-            cards=flags,
-        )
     return NodeSpec(
         name=node_name(wanted, found),
         cluster=wanted.cluster,
         group=found.host.group,
-        role=role,
+        role=role_of(found),
         host=member.name,
         ip=member.place.ip,
-        command=argv,
-        ray_address=f"{member.head.ip}:{wanted.ports.gcs}",
+        command=_ray(wanted, member) if member.executor == "ray" else (),
+        ray_address=f"{member.head.ip}:{wanted.ports.gcs}" if member.executor == "ray" else "",
         environment=_environment(wanted, member),
         cards=tuple(card.index for card in share.cards),
         ray_cards=share.declared,
         package=wanted.package,
         generation=generation,
+    )
+
+
+def _ray(wanted: Wanted, member: Member) -> tuple[str, ...]:
+    found, share = member.found, member.share
+    flags = member.accelerator.ray_flags(share.declared) + _cpus(wanted)
+    if role_of(found) == "ray-head":
+        return ray.start_head(ip=member.place.ip, name=member.name, ports=wanted.ports, cards=flags)
+    return ray.start_worker(
+        head_ip=member.head.ip,
+        ip=member.place.ip,
+        name=member.name,
+        ports=wanted.ports,
+        cards=flags,
     )
 
 
@@ -120,13 +123,19 @@ def _environment(wanted: Wanted, member: Member) -> Mapping[str, str]:
         "VLLM_HOST_IP": member.place.ip,
         **member.accelerator.network_environment(member.fabric),
         **member.accelerator.ray_environment,
+        **(_ray_environment(wanted, member) if member.executor == "ray" else {}),
+        **QUIET,
+        **proxies(member),
+        **wanted.environment,
+    }
+
+
+def _ray_environment(wanted: Wanted, member: Member) -> Mapping[str, str]:
+    return {
         **(wanted.ports.of_head_by_environment if member.found.host.head else {}),
         "RAY_AUTH_MODE": "token" if member.token else "disabled",
         **_HEALTH_CHECKS,
         **_RAY_QUIET,
-        **QUIET,
-        **proxies(member),
-        **wanted.environment,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vllmdeploy.core.spec import Role
 from vllmdeploy.plan import images
 from vllmdeploy.plan.cards import RayShare
+from vllmdeploy.plan.executor import executor_of
 from vllmdeploy.plan.network import Place
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.wanted import Wanted, WantedGroup
@@ -30,19 +31,24 @@ def refusals(
 ) -> tuple[str, ...]:
     """All reasons at once, each naming the host and what to do."""
     reasons: list[str] = []
+    executor = executor_of(wanted, members)
     for found in members:
-        reasons.extend(_of_host(wanted, found))
+        reasons.extend(of_host(wanted, found))
+        if executor == "ray":
+            reasons.extend(_taken_ports(wanted, found))
         reasons.extend(shares[found.host.name].problems)
         if wanted.runtime == "docker":
-            reasons.extend(images.of_image(found))
+            reasons.extend(images.of_image(found, executor))
         elif found.contents is not None:
-            reasons.extend(images.of_contents(f"{found.host.name}: {wanted.python}", found))
+            python = f"{found.host.name}: {wanted.python}"
+            reasons.extend(images.of_contents(python, found, executor))
     reasons.extend(images.differences(group.name, members))
-    reasons.extend(_authentication(wanted, group, members))
+    if executor == "ray":
+        reasons.extend(_authentication(wanted, group, members))
     return tuple(reasons)
 
 
-def _of_host(wanted: Wanted, found: FoundHost) -> Iterable[str]:
+def of_host(wanted: Wanted, found: FoundHost) -> Iterable[str]:
     name = found.host.name
     if wanted.runtime == "docker":
         if found.engine.problem:
@@ -59,7 +65,6 @@ def _of_host(wanted: Wanted, found: FoundHost) -> Iterable[str]:
     free = found.system.state_free_mib
     if free is not None and free < _LEAST_FREE_MIB:
         yield f"{name}: {free} MiB free in {found.access.layout.root}: at least {_LEAST_FREE_MIB}"
-    yield from _taken_ports(wanted, found)
     yield from _foreign_owner(found)
 
 
@@ -88,6 +93,8 @@ def _taken_ports(wanted: Wanted, found: FoundHost) -> Iterable[str]:
 
 
 def needs_token(wanted: Wanted, members: Sequence[FoundHost]) -> bool:
+    if executor_of(wanted, members) != "ray":
+        return False
     return wanted.ray_auth != "none" and not _without_token(members)
 
 
@@ -134,7 +141,7 @@ def remarks(wanted: Wanted, members: Sequence[FoundHost], places: Mapping[str, P
         if system.selinux == "Enforcing":
             said.append(f"{name}: SELinux is enforcing; containers run with label=disable")
         said.extend(_firewall(wanted, found, places, members))
-    if wanted.ray_auth == "none":
+    if wanted.ray_auth == "none" and executor_of(wanted, members) == "ray":
         said.append("RAY_AUTH=none: whoever reaches Ray's ports runs code on the hosts")
     return said
 
@@ -160,4 +167,7 @@ def _firewall(
     if found.firewall.name == "firewalld":
         yield "  sudo firewall-cmd --reload"
     listed = ",".join(map(str, ports))
+    if executor_of(wanted, members) != "ray":
+        yield "  (ENGINE_PORTS; the ranks themselves use ephemeral ports)"
+        return
     yield f"  (Ray: {listed},{first}-{last}; the ranks themselves use ephemeral ports)"

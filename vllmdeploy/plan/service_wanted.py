@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.plan.wanted import ExecutorChoice, Wanted
 from vllmdeploy.tools import docker
 from vllmdeploy.tools.ray import RayNode
 from vllmdeploy.tools.vllm import Vllm
 from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_model import FoundModel
 from vllmdeploy.tools.vllm_services import Service, Stored
-
-ExecutorChoice = Literal["auto", "ray", "mp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,9 @@ class _Bringing:
     draft: Draft
 
     def write(self) -> None:
+        if self.members[0].executor == "mp":
+            self._write_without_ray()
+            return
         head, *workers = self.members
         made = self._node(head, needs=(), head_changed=False)
         head_ready = self._head_ready(head, made) if made else ()
@@ -96,10 +99,19 @@ class _Bringing:
         if made or joined or self._reported_missing():
             self._all_there(head, (*made, *head_ready, *joined))
 
+    def _write_without_ray(self) -> None:
+        """No node waits for another: each runs what its own services folder says."""
+        for member in self.members:
+            made = self._node(member, needs=(), head_changed=False)
+            if made:
+                self._own_word(member, "node", "it runs engines", made)
+
     def write_worker(self) -> None:
         (worker,) = self.members
         made = self._node(worker, needs=(), head_changed=False)
-        if made:
+        if made and worker.executor == "mp":
+            self._own_word(worker, "node", "it runs engines", made)
+        elif made:
             self._own_word(worker, "Ray worker", f"it joins {worker.head.ip}", made)
 
     @property
@@ -155,7 +167,7 @@ class _Bringing:
     def _reported_missing(self) -> tuple[str, ...]:
         """What Ray itself lacks; nothing is known to be missing where no head was running."""
         seen = self.members[0].found.ray
-        if seen is None:
+        if seen is None or self.members[0].executor == "mp":
             return ()
         return ray.still_missing(self._expected(), seen)
 

@@ -10,6 +10,8 @@ from vllmdeploy.tools.ray import RayPorts
 
 Runtime = Literal["docker", "process", "systemd"]
 RayAuth = Literal["auto", "token", "none"]
+Executor = Literal["ray", "mp"]
+ExecutorChoice = Literal["auto", "ray", "mp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Wanted:
     shm_size: str = ""
     ray_auth: RayAuth = "auto"
     ray_cpus: int | None = None
+    executor: ExecutorChoice = "auto"
     runtime: Runtime = "docker"
     python: str = "python3"
     cdi: bool = False

@@ -13,12 +13,14 @@ from vllmdeploy.errors import last_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warden:
-    """What a node's warden says of its Ray; `since_s` is its age by the host's own clock."""
+    """What a node's warden says of its Ray, or of itself where it has none; `since_s` is the age
+    of that by the host's own clock."""
 
     state: str = ""
     reason: str = ""
     since_s: float = 0.0
     restarts: int = 0
+    without_ray: bool = False
 
 
 _STATUSES = """
@@ -45,7 +47,14 @@ def _parse_statuses(result: Result) -> dict[str, Warden]:
 
 
 def _warden(document: str, now: float) -> Warden:
-    ray = fields((json_object(document) or {}).get("ray"))
+    status = json_object(document) or {}
+    ray = fields(status.get("ray"))
+    if "ray" in status and status["ray"] is None and status.get("role") != "instance":
+        return Warden(
+            state="running",
+            since_s=max(0.0, now - (number(status.get("started_at")) or now)),
+            without_ray=True,
+        )
     if not ray:
         return Warden(state="unreadable", reason="its status file is not readable")
     return Warden(
@@ -66,8 +75,11 @@ def statuses(runs: str) -> Fact[Mapping[str, Warden]]:
 
 
 def ray_missing(result: Result) -> str | None:
-    """What a node's own warden still waits for; None when its Ray runs."""
-    child = fields((json_object(result.stdout) or {}).get("ray"))
+    """What a node's own warden still waits for; None when its Ray runs, or it answers without."""
+    status = json_object(result.stdout) or {}
+    child = fields(status.get("ray"))
+    if not child and "state" in status:
+        return None
     if not child:
         return last_line(result.output)
     if child.get("state") == "running":

@@ -21,11 +21,8 @@ from vllmdeploy.plan.service import (
 )
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_steps import Ground
-from vllmdeploy.plan.service_wanted import (
-    ExecutorChoice,
-    FoundServices,
-    ServiceWanted,
-)
+from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
+from vllmdeploy.plan.wanted import ExecutorChoice
 from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster

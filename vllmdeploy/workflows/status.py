@@ -116,7 +116,7 @@ def _host_status(
         state=state,
         why=why,
         ip=seen.ip if seen else "",
-        cards=_cards(seen),
+        cards=_cards(seen) if cluster and cluster.nodes else _own_cards(found, node),
         vendor=found.cards.vendor,
         image=found.image_name if node else "",
         since=node.started_at if node else "",
@@ -134,10 +134,10 @@ def _state(
         return "absent", "no node of this cluster; `vllmdeploy up` makes it"
     if not node.running:
         return "stopped", f"it is {node.state}; `vllmdeploy up` starts it"
-    if seen:
+    warden = found.wardens.get(node.name)
+    if seen or (warden is not None and warden.without_ray):
         return "ready", ""
     reason = (cluster.problem if cluster else "") or "Ray does not report it"
-    warden = found.wardens.get(node.name)
     if warden is None or warden.state == "running":
         return "not joined", reason
     return warden.state, warden.reason or reason
@@ -147,6 +147,14 @@ def _cards(seen: RayNode | None) -> int | None:
     if seen is None:
         return None
     return sum(seen.cards(resource) for resource in ("GPU", "NPU", "HPU"))
+
+
+def _own_cards(found: FoundHost, node: FoundNode | None) -> int | None:
+    """Without Ray, the cards that its node was made with."""
+    warden = found.wardens.get(node.name) if node else None
+    if node is None or warden is None or not warden.without_ray:
+        return None
+    return len(node.cards) or found.host.ray_gpus or 0
 
 
 def _open_doors(session: Session) -> tuple[str, ...]:

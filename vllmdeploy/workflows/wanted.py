@@ -7,7 +7,7 @@ from typing import cast
 
 from vllmdeploy.config.settings import Settings
 from vllmdeploy.core.host import Fleet
-from vllmdeploy.plan.wanted import RayAuth, Runtime, Wanted, WantedGroup
+from vllmdeploy.plan.wanted import ExecutorChoice, RayAuth, Runtime, Wanted, WantedGroup
 from vllmdeploy.tools.ray import RayPorts
 
 
@@ -22,6 +22,7 @@ def wanted_of(settings: Settings, fleet: Fleet, *, package: str) -> Wanted:
         shm_size=str(settings.shm_size),
         ray_auth=cast("RayAuth", settings.ray_auth),
         ray_cpus=settings.ray_cpus,
+        executor=cast("ExecutorChoice", settings.executor),
         runtime=runtime,
         python=settings.vllm_python or (sys.executable if runtime == "process" else "python3"),
         cdi=settings.use_cdi,
