@@ -13,7 +13,7 @@ from vllmdeploy.core.layout import Layout
 from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.effects import lock as holding
 from vllmdeploy.effects.ask import ask_one
-from vllmdeploy.effects.execute import OnEvent, Outcome, Stop, execute
+from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.effects.transfer import Distribution, Work
@@ -22,7 +22,6 @@ from vllmdeploy.effects.transfer_pull import Freight, HostShell, Party
 from vllmdeploy.errors import CommandFailed, Locked, VllmdeployError
 from vllmdeploy.plan.network import AUTO
 from vllmdeploy.plan.transfer import LANES
-from vllmdeploy.plan.transfer_keys import plan_keys
 from vllmdeploy.plan.transfer_pieces import pieces_of
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
 from vllmdeploy.tools import lock, model_files, rsync, stores, sync_keys
@@ -30,13 +29,13 @@ from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace, place_of
 from vllmdeploy.tools.sync_keys import KeyPair
+from vllmdeploy.workflows import sync_laying
 from vllmdeploy.workflows.cluster import head_access
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.sync_host import HostWork, refusal
 from vllmdeploy.workflows.sync_look import Seen, look, manifest_of, stores_asked, with_roads
 
 _ASKED_EVERY_S = 2.0
-_NOT_YET = KeyPair(b"", "ssh-ed25519 (made when it runs)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class Job:
     seen: Mapping[str, Seen]
     stands: Mapping[str, Stand]
     notes: tuple[str, ...] = ()
-    pair: KeyPair = _NOT_YET
+    pair: KeyPair = sync_laying.NOT_YET
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -109,9 +108,7 @@ def look_at(session: Session, name: str, options: Options) -> Job:
     if not job.targets or options.through_control:
         return job
     seen, notes = with_roads(session, seen, interface=options.interface)
-    shell, way = session.shells[session.lead.name], head_access(session)
-    pair = ask_one(shell, sync_keys.held(way.layout), way)
-    return replace(job, seen=seen, notes=notes, pair=pair or _NOT_YET)
+    return replace(job, seen=seen, notes=notes, pair=sync_laying.pair_held(session))
 
 
 def decide(session: Session, job: Job) -> Plan:
@@ -123,7 +120,8 @@ def decide(session: Session, job: Job) -> Plan:
     draft = Draft(notes=list(job.notes))
     needs: dict[str, tuple[str, ...]] = {}
     if job.targets:
-        for step in _keys_plan(session, job, job.pair):
+        members = [job.seen[name].member for name in (*job.sources, *job.targets)]
+        for step in sync_laying.keys_plan(session, members, job.pair):
             needs[step.host] = (*needs.get(step.host, ()), draft.add(step))
     for name in job.targets:
         cause = job.stands[name].cause(job.manifest.total)
@@ -171,11 +169,6 @@ def _per_stream(options: Options) -> int | None:
     return max(1, options.limit_kib_s // LANES) if options.limit_kib_s else None
 
 
-def _keys_plan(session: Session, job: Job, pair: KeyPair) -> Plan:
-    members = [job.seen[name].member for name in (*job.sources, *job.targets)]
-    return plan_keys(members, session.wanted.cluster, job.place.root, pair)
-
-
 @contextmanager
 def alone(session: Session, name: str, on_wait: Callable[[str], None]) -> Generator[Stop]:
     """One sync of a model at a time; a second one waits. A dead one's lock is taken over."""
@@ -221,7 +214,8 @@ def carry_out(
     writers = shared_stores(session, job)
     targets = [name for name in job.targets if writers.get(name, name) == name]
     if targets:
-        job = _with_keys(session, job, on_step, stop)
+        names = (*job.sources, *job.targets)
+        job = replace(job, seen=sync_laying.laid(session, job.seen, names, on_step, stop))
     freight = Freight(place=job.place, manifest=job.manifest, limit_kib_s=_per_stream(job.options))
     pieces = pieces_of(job.manifest)
     work = HostWork(freight, pieces)
@@ -247,33 +241,6 @@ def carry_out(
 def _party(session: Session, job: Job, name: str) -> Party:
     shell = cast("HostShell", session.shells[name])
     return Party(member=job.seen[name].member, shell=shell)
-
-
-def _with_keys(session: Session, job: Job, on_step: OnEvent, stop: Stop) -> Job:
-    """Hosts on which the keys could not be laid get theirs through this machine."""
-    if not any(one.member.direct for one in job.seen.values()):
-        return job
-    lead = session.lead.name
-    way = job.seen[lead].member.access if lead in job.seen else head_access(session)
-    command = way.of(sync_keys.make(way.layout, session.wanted.cluster))
-    result = session.shells[lead].run(command)
-    pair = sync_keys.parse_make(result) if result.ok else None
-    if pair is None:
-        raise CommandFailed(
-            lead,
-            "ssh-keygen",
-            result.status,
-            result.stderr,
-            doing="making the sync key",
-            hint="--through-control needs no key",
-        )
-    outcomes = execute(_keys_plan(session, job, pair), session.shells, on_step, stop=stop)
-    without = {one.step.host for one in outcomes if one.outcome is not Outcome.DONE}
-    seen = {
-        name: replace(one, member=replace(one.member, road=None)) if name in without else one
-        for name, one in job.seen.items()
-    }
-    return replace(job, seen=seen)
 
 
 def shared_stores(session: Session, job: Job) -> dict[str, str]:

@@ -41,7 +41,7 @@ class HostWork:
                 pass
         _run(party, model_files.begin(place, manifest.total), "making the incoming folder")
         _run(party, rsync.sweep(place), "sweeping what another run left")
-        return self._looked_through(party)
+        return self.looked_through(party)
 
     def finish(self, party: Party) -> None:
         """Everything is on the disk before the name, and the name before READY."""
@@ -61,7 +61,7 @@ class HostWork:
         _run(party, model_files.mark_ready(place, manifest), "marking the model ready")
         return Prepared(whole=True, there=manifest.total)
 
-    def _looked_through(self, party: Party) -> Prepared:
+    def looked_through(self, party: Party) -> Prepared:
         """Only what has the right hash counts: a crash may have left holes under a right size."""
         place, manifest = self.freight.place, self.freight.manifest
         store = _ask(party, model_files.look(place.root, place.name))

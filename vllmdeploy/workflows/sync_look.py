@@ -37,8 +37,9 @@ class Seen:
         return self.member.host.name
 
 
-def look(session: Session, place: ModelPlace) -> dict[str, Seen]:
-    """Every host that answers; the others are in the session's failures."""
+def look(session: Session, place: ModelPlace | None) -> dict[str, Seen]:
+    """Every host that answers, with its models where a place is given; the others are in the
+    session's failures."""
     there = [host for host in session.fleet.hosts if host.name in session.shells]
     answers = each(there, lambda host: _look_at(session, host, place))
     seen: dict[str, Seen] = {}
@@ -52,20 +53,20 @@ def look(session: Session, place: ModelPlace) -> dict[str, Seen]:
     return seen
 
 
-def _look_at(session: Session, host: Host, place: ModelPlace) -> Seen:
+def _look_at(session: Session, host: Host, place: ModelPlace | None) -> Seen:
     shell, cluster = session.shells[host.name], session.wanted.cluster
     rights = ask_one(shell, access.rights(cluster, session.sudo))
     way = access.decide(cluster, session.sudo, rights)
     layout = way.layout
     facts = (
-        model_files.look(place.root, place.name),
         network.LINKS,
         sync_keys.PEERING,
         files.digests(layout.sync_secrets),
         files.digests(layout.sync),
         sync_keys.authorized(cluster),
     )
-    store, links, peering, secrets, serves, authorized = ask(shell, facts, way)
+    looks = (model_files.look(place.root, place.name),) if place else ()
+    links, peering, secrets, serves, authorized, *models = ask(shell, (*facts, *looks), way)
     member = Member(
         host=host,
         access=way,
@@ -74,7 +75,7 @@ def _look_at(session: Session, host: Host, place: ModelPlace) -> Seen:
         serves=serves,
         authorized=authorized,
     )
-    return Seen(member, store, links, {})
+    return Seen(member, models[0] if models else FoundStore(there=False), links, {})
 
 
 def with_roads(
