@@ -31,7 +31,8 @@ exit 0
 class Service:
     """One engine of a served model. `names`: all that the service answers to, its own first;
     `replica_of`: the service, where the engine has another name; `asked`: what the user wanted,
-    for the next start."""
+    for the next start. Without Ray, `placement` is the cards by host in the order of ranks,
+    `visible` what keeps each rank to them, `ranks_ports` where ranks and their wardens meet."""
 
     name: str
     model: str
@@ -47,12 +48,25 @@ class Service:
     generation: int = 1
     head: str = ""
     replica_of: str = ""
+    placement: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    visible: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    ranks_ports: tuple[int, ...] = ()
     asked: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
     def belongs_to(self) -> str:
         """The service that people know: one engine, or several that do the same."""
         return self.replica_of or self.name
+
+    @property
+    def leader(self) -> str:
+        """The host whose warden runs the engine's API server."""
+        return next(iter(self.placement), self.head)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """All that its leader listens on."""
+        return (self.port, *self.ranks_ports)
 
     @property
     def world(self) -> int:
@@ -110,6 +124,9 @@ def _service(shown: Mapping[str, Any]) -> Service:
     known = {one.name for one in fields(Service)}
     given = {key: value for key, value in shown.items() if key in known}
     given["names"] = tuple(map(str, given.get("names", ())))
+    given["ranks_ports"] = tuple(map(int, given.get("ranks_ports", ())))
+    placement = cast("Mapping[str, Any]", given.get("placement", {}))
+    given["placement"] = {str(host): tuple(map(int, one)) for host, one in placement.items()}
     return Service(**given)
 
 
