@@ -36,6 +36,17 @@ def test_the_guides_call_works_with_a_client_of_several_instances(tmp_path: Path
     assert json.loads(paths.summary.read_text())["ok"] == 20
 
 
+def test_the_clients_key_is_sent_unless_another_is_given(tmp_path: Path) -> None:
+    source = tasks(tmp_path)
+    with serving() as one:
+        client = create_multi_vllm_client(ports=[one.port], host="127.0.0.1", api_key="clients")
+        run_pipeline(source, tmp_path / "a", client, model="tiny")
+        assert {asked.headers["authorization"] for asked in one.asked} == {"Bearer clients"}
+        one.asked.clear()
+        run_pipeline(source, tmp_path / "b", client, model="tiny", api_key="another")
+        assert {asked.headers["authorization"] for asked in one.asked} == {"Bearer another"}
+
+
 def test_without_a_client_the_environment_names_the_instances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,18 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path: Path)
     assert upstream.prompts.count("p1") == 2
 
 
+def test_an_answer_that_trickles_is_cut_when_its_time_is_over(tmp_path: Path) -> None:
+    """Every byte comes in time, and the answer would never be whole."""
+    prompts(tmp_path / "in.jsonl", 2)
+
+    def script(asked: Asked) -> Say:
+        return Say(trickle=True) if asked.prompt == "p1" else echo(asked)
+
+    with serving(script) as upstream:
+        finished = run(spec_of(tmp_path, upstream, effort=Effort(timeout_s=0.3, retries=0)))
+    assert errors(finished) == {1: "timeout: no whole answer within 0.3 s"}
+
+
 def test_an_outage_is_waited_for_and_costs_no_row(tmp_path: Path) -> None:
     """The upstream dies, stays away until the run has said why it waits, and comes back."""
     prompts(tmp_path / "in.jsonl", 60)

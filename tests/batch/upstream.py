@@ -33,13 +33,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Say:
-    """What the server does: an answer, a closed connection (`cut`), or silence (`hang`)."""
+    """What the server does: an answer, a closed connection (`cut`), silence (`hang`), or a byte
+    now and then for as long as the other side listens (`trickle`)."""
 
     body: Body | bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     hang: bool = False
+    trickle: bool = False
 
 
 def completion(text: str, *, tokens: int = 3) -> Say:
@@ -154,6 +156,8 @@ class Upstream:
             self.at_once -= 1
         if said.cut:
             return False
+        if said.trickle:
+            await self._trickle(writer)
         body = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
         extra = "".join(f"{name}: {value}\r\n" for name, value in said.headers.items())
         writer.write(
@@ -162,6 +166,12 @@ class Upstream:
         )
         await writer.drain()
         return True
+
+    async def _trickle(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 1000000\r\n\r\n")
+        while not writer.transport.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.01)
 
     def _answer(self, method: str, path: str, headers: dict[str, str], body: Body) -> Say:
         asked = Asked(method, path, headers, body, 1)

@@ -71,11 +71,9 @@ def _run(main: Callable[[], Coroutine[object, object, Result]], stop: Stop) -> R
     loop = _new_loop()
     try:
         task = loop.create_task(main())
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, task.cancel)
+        ending = stop.ending(lambda: loop.call_soon_threadsafe(task.cancel))
         try:
-            with stop.ending(lambda: loop.call_soon_threadsafe(task.cancel)):
+            with _signals(loop, task.cancel), ending:
                 return loop.run_until_complete(task)
         except asyncio.CancelledError:
             raise (Stopped() if stop.asked else KeyboardInterrupt()) from None
@@ -84,6 +82,24 @@ def _run(main: Callable[[], Coroutine[object, object, Result]], stop: Stop) -> R
             loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], object]) -> Generator[None]:
+    """Gives them back to whoever had them: uvloop keeps them when it is closed, and then they
+    do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -27,6 +27,14 @@ class HasUpstreams(Protocol):
     def upstreams(self) -> Sequence[Upstream]: ...
 
 
+@runtime_checkable
+class HasKey(Protocol):
+    """A client that says which key it sends."""
+
+    @property
+    def api_key(self) -> str: ...
+
+
 def run_pipeline(
     input_jsonl: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
@@ -36,7 +44,7 @@ def run_pipeline(
     read: Read | None = None,
     parse: Parse | str | None = None,
     aggregate: Aggregate | None = None,
-    api_key: str = "",
+    api_key: str | None = None,
     concurrency: int | None = None,
     restart: bool = False,
     retry_errors: bool = False,
@@ -45,8 +53,9 @@ def run_pipeline(
 ) -> Paths:
     """Sends every row to the model once and returns where the answers are.
 
-    `client` is a MultiVLLMClient, a URL or several; without it, the instances that VLLM_PORTS and
-    VLLM_HOST name, by default those of the ports 8001 to 8004 on this machine.
+    `client` is a MultiVLLMClient, whose api_key is used unless another is given, a URL or several;
+    without it, the instances that VLLM_PORTS and VLLM_HOST name, by default those of the ports 8001
+    to 8004 on this machine.
     `read` makes a prompt, messages or a request body of a row's fields; `parse` makes a JSON value
     of an answer's text and raises ValueError for one that must be asked for again, or is "json" or
     "regex:PATTERN"; `aggregate` gets all result rows and its value goes into summary.json.
@@ -56,7 +65,7 @@ def run_pipeline(
         input=Path(input_jsonl),
         output=Path(output_dir),
         upstreams=_upstreams(client),
-        key=api_key,
+        key=_key(client) if api_key is None else api_key,
         model=model,
         parse=parse if isinstance(parse, str) else None,
         hooks=Hooks(read, None if isinstance(parse, str) else parse, aggregate),
@@ -76,6 +85,10 @@ def _upstreams(client: HasUpstreams | str | Sequence[str] | None) -> tuple[Upstr
     if isinstance(client, HasUpstreams):
         return tuple(client.upstreams)
     return upstreams_of([*client])
+
+
+def _key(client: object) -> str:
+    return client.api_key if isinstance(client, HasKey) else ""
 
 
 def _silent(_: Progress) -> None:

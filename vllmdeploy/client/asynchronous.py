@@ -37,6 +37,10 @@ class AsyncMultiVLLMClient:
     def upstreams(self) -> tuple[Upstream, ...]:
         return self._spec.upstreams
 
+    @property
+    def api_key(self) -> str:
+        return self._spec.key
+
     def session(self) -> Session:
         """Of the loop that runs: a client made once may be used in one `asyncio.run` after
         another."""

@@ -51,6 +51,10 @@ class MultiVLLMClient:
     def upstreams(self) -> tuple[Upstream, ...]:
         return self._inner.upstreams
 
+    @property
+    def api_key(self) -> str:
+        return self._inner.api_key
+
     def status(self) -> Status:
         async def status() -> Status:
             return self._inner.status()
