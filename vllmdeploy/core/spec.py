@@ -31,6 +31,15 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MpsDoor:
+    """How an engine reaches the MPS daemon of its cards: the daemon's folders, which have the same
+    paths in a container."""
+
+    pipe: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     """One container, complete. `fingerprint` covers what forces a re-creation and nothing else."""
 
@@ -66,6 +75,7 @@ class NodeSpec:
     ray_cards: int = 0
     package: str = ""
     generation: int = 1
+    mps: MpsDoor | None = None
 
     def labels(self, fingerprint: str) -> dict[str, str]:
         return {
@@ -77,6 +87,7 @@ class NodeSpec:
             CARDS_LABEL: ",".join(map(str, self.cards)),
             PACKAGE_LABEL: self.package,
             **({SERVICE_LABEL: self.service} if self.service else {}),
+            **({MPS_LABEL: self.mps.pipe} if self.mps else {}),
         }
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import floor
 
 from vllmdeploy.core.card import Card
-from vllmdeploy.core.spec import MPS_LABEL, Mount
+from vllmdeploy.core.spec import Mount, MpsDoor
 from vllmdeploy.plan.capacity import DEFAULT_UTILISATION
 from vllmdeploy.plan.mps import card_scope
 from vllmdeploy.tools import mps
@@ -107,44 +107,37 @@ def refusals(share: Share, total: float | None, cards: Iterable[Card]) -> Iterab
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
-    """How an engine reaches the daemon of its card: the daemon's folders, as on the host."""
-
-    pipe: str
-    log: str
-    partition: str = ""
-
-
-def door(pipe: str, log: str, cards: Sequence[Card], *, per_host: bool) -> Door:
+def door(pipe: str, log: str, cards: Sequence[Card]) -> MpsDoor:
     """An engine that spans several cards needs the daemon that serves all of them."""
-    if per_host or len(cards) != 1:
-        return Door(pipe=pipe, log=log)
+    if len(cards) != 1:
+        return MpsDoor(pipe=pipe, log=log)
     scope = card_scope(pipe, log, cards[0])
-    return Door(pipe=scope.pipe, log=scope.log)
+    return MpsDoor(pipe=scope.pipe, log=scope.log)
 
 
-def environment(entrance: Door, share: Share) -> Mapping[str, str]:
+def environment(entrance: MpsDoor, share: Share, *, partition: str = "") -> Mapping[str, str]:
     """An engine's variables. A partition takes the place of the percentage."""
     variables = {mps.PIPE_VARIABLE: entrance.pipe, mps.LOG_VARIABLE: entrance.log}
-    if entrance.partition:
-        variables[mps.PARTITION_VARIABLE] = entrance.partition
+    if partition:
+        variables[mps.PARTITION_VARIABLE] = partition
     elif share.percentage is not None:
         variables[mps.PERCENTAGE_VARIABLE] = str(share.percentage)
     return variables
 
 
-def mounts(entrance: Door) -> tuple[Mount, ...]:
+def visible(cards: Sequence[Card], served: Sequence[Card]) -> str:
+    """For an engine outside containers: its cards as its daemon numbers them, from 0."""
+    order = [card.index for card in served]
+    return ",".join(str(order.index(card.index)) for card in cards)
+
+
+def mounts(entrance: MpsDoor) -> tuple[Mount, ...]:
     """The same paths inside and outside; a client writes into the daemon's pipes."""
     return tuple(Mount(path, path, writable=True) for path in (entrance.pipe, entrance.log))
 
 
 ARGUMENTS = ("--ipc=host",)
 """Of `docker run`, beside the mounts: client and server share memory by the host's IPC."""
-
-
-def labels(entrance: Door) -> Mapping[str, str]:
-    return {MPS_LABEL: entrance.pipe}
 
 
 def container_uid(arguments: Sequence[str]) -> int | None:

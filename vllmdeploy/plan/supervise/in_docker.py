@@ -17,6 +17,7 @@ from vllmdeploy.core.layout import (
     Layout,
 )
 from vllmdeploy.core.spec import ContainerSpec, Mount, NodeSpec, fingerprint
+from vllmdeploy.plan import mps_share
 from vllmdeploy.plan.node import Member, token_path
 from vllmdeploy.plan.observed import FoundHost, FoundNode, found_node
 from vllmdeploy.plan.supervise.base import STOP_S, Made, cache_folder, caches, owner, warden
@@ -94,8 +95,13 @@ def _container(wanted: Wanted, member: Member, node: NodeSpec) -> ContainerSpec:
             Mount(layout.logs(node.name), LOGS_MOUNT, writable=True),
             Mount(_cache(member), CACHE_MOUNT, writable=True),
             Mount(wanted.model_path, wanted.model_path),
+            *(mps_share.mounts(node.mps) if node.mps else ()),
         ),
-        arguments=(*access.arguments, *wanted.docker_arguments),
+        arguments=(
+            *access.arguments,
+            *(mps_share.ARGUMENTS if node.mps else ()),
+            *wanted.docker_arguments,
+        ),
         shm_size=wanted.shm_size,
     )
 
