@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.upstream import stop_accepting
+
 MODEL = "tiny"
 _HEADS = {
     200: "200 OK",
@@ -79,7 +81,7 @@ class FakeEngine:
 
     async def _close_port(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await stop_accepting(self._server)
             self._server = None
         for writer in tuple(self._writers):
             _reset(writer)

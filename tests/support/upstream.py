@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+# Turns of the loop after which a connection accepted just now has its task. Before Python 3.13 a
+# server that is closed earlier forgets it, and so does a task cancelled before it began.
+_ACCEPTED_WITHIN = 5
 _RESET = struct.pack("ii", 1, 0)  # linger for no time at all: close becomes a reset
 
 
@@ -62,7 +65,7 @@ class FakeEngine:
 
     async def stop(self) -> None:
         """As kill -9 does: the port is closed and every connection is reset."""
-        self._server.close()
+        await stop_accepting(self._server)
         for task in tuple(self._tasks):
             task.cancel()
         for writer in tuple(self._writers):
@@ -225,6 +228,14 @@ class FakeEngine:
     async def _until_left(self, reader: asyncio.StreamReader) -> None:
         await reader.read(1)
         self.left += 1
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(_ACCEPTED_WITHIN):
+        await asyncio.sleep(0)
+    server.close()
 
 
 def _part(path: str, text: str, name: str) -> dict[str, Any]:
