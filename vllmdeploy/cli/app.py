@@ -20,7 +20,9 @@ from vllmdeploy.cli import (
     devices,
     export,
     gateway,
+    image,
     init,
+    instances,
     keys,
     model,
     mps,
@@ -125,7 +127,9 @@ app.command()(capacity.capacity)
 devices.mount(app)
 app.add_typer(export.app, name="export")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(instances.app, name="instances")
 app.add_typer(keys.app, name="keys")
 app.add_typer(batch.app, name="batch")
 app.add_typer(model.app, name="model")
+app.add_typer(image.app, name="image")
 app.add_typer(mps.app, name="mps")
