@@ -133,14 +133,16 @@ def test_a_group_starts_anew_together_and_one_at_a_time() -> None:
         "gpu-01: start MPS daemon of card 1 (mps restart)\n"
         "gpu-01: await MPS daemon of card 1 (it answers)\n"
         "gpu-01: start m-1 (its group)\n"
-        "gpu-01: start m-2 (its group)"
+        "gpu-01: await m-1 (its engine answers before the next of its group begins)\n"
+        "gpu-01: start m-2 (its group)\n"
+        "gpu-01: await m-2 (its engine answers before the next of its group begins)"
     )
     by_key = {step.key: step.needs for step in plan}
     assert by_key["gpu-01: stop MPS daemon 77 at /tmp/nvidia-mps/card-1"] == (
         "gpu-01: stop m-1",
         "gpu-01: stop m-2",
     )
-    assert by_key["gpu-01: start m-2"] == ("gpu-01: start m-1",)
+    assert by_key["gpu-01: start m-2"] == ("gpu-01: await m-1",)
 
 
 def test_a_client_that_is_not_of_the_group_is_named_and_spared() -> None:

@@ -17,9 +17,11 @@ from vllmdeploy.plan.mps import (
     start_scopes,
     write_modes,
 )
+from vllmdeploy.plan.supervise import InDocker
 from vllmdeploy.tools import docker, files, mps
 from vllmdeploy.tools.docker import Container
 from vllmdeploy.tools.mps_found import Daemon
+from vllmdeploy.tools.vllm_engine import START_LIMIT_S, parse_engine
 
 _END_S = 60.0
 # A client that is killed in the middle of a kernel leaves the others' server undefined.
@@ -206,7 +208,27 @@ def _stop_member(draft: Draft, host: FoundMps, member: Member, cause: str) -> st
 
 
 def _start_member(draft: Draft, host: FoundMps, member: Member, needs: tuple[str, ...]) -> str:
-    return _step(draft, host, "start", member.name, docker.start(member.name), needs, "its group")
+    """The next one begins once this one's engine is up: vLLM measures what memory is free."""
+    begun = _step(draft, host, "start", member.name, docker.start(member.name), needs, "its group")
+    question = InDocker().ctl(member.name, host.found.access.layout, "", "status")
+
+    def missing(result: Result) -> str | None:
+        state = parse_engine(result, member.name)
+        return None if state.state == "running" else state.words
+
+    return draft.add(
+        Step(
+            host=host.name,
+            verb="await",
+            subject=member.name,
+            cause="its engine answers before the next of its group begins",
+            action=Wait(
+                host.found.access.of(question), missing, limit_s=START_LIMIT_S, every_s=2.0
+            ),
+            needs=(begun,),
+            hint=f"docker logs {member.name}",
+        )
+    )
 
 
 def _step(
