@@ -59,8 +59,9 @@ class Lines:
         try:
             return await waiter.place
         except asyncio.CancelledError:
-            if not room.leave(entry) and waiter.place.done() and not waiter.place.cancelled():
-                give_up(waiter.place.result())
+            place, left = waiter.place, room.leave(entry)
+            if not left and place.done() and not place.cancelled() and not place.exception():
+                give_up(place.result())
             raise
 
     def serve(self) -> None:
@@ -81,6 +82,9 @@ class Lines:
 
     def _serve(self, room: WaitingRoom[Waiter], now: float) -> None:
         while (entry := room.next(now)) is not None:
+            if entry.item.place.done():
+                # Cancelled, and its caller has not run since to leave the line.
+                continue
             chosen = self._choose(entry.item.call, entry.item.tried)
             if chosen is None:
                 room.put_back(entry)
