@@ -182,6 +182,7 @@ class Warden:
     async def _live(self) -> None:
         listener = door.listen(Path(self._identity.socket))
         server = await door.serve(listener, self._answer)
+        self._dirty.set()  # also where nothing is supervised yet, there is a status
         self._background.start(self._write_changes())
         self._tell(f"{self._identity.name} ({self._identity.role}), pid {os.getpid()}")
         await self._stop.wait()
