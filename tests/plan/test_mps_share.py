@@ -26,7 +26,7 @@ CARD = Card(index=3, uuid="GPU-3", memory_total_mib=81_559)
 def test_shares_never_exceed_what_the_card_is_allowed(workers: int, total: float) -> None:
     share = divided(workers, total)
     assert share.utilisation * workers <= total + 1e-4
-    assert share.utilisation * workers > total - 1e-4 * workers
+    assert share.utilisation * workers > total - 1.1e-3 * workers
 
 
 def test_the_arithmetic_is_printed() -> None:

@@ -42,6 +42,11 @@ class Share:
         return (*((ALL_REDUCE_OFF,) if self.workers > 1 else ()), *cache)
 
 
+def each_of(total: float, workers: int) -> float:
+    """Rounded down, so that the sum never exceeds the total."""
+    return floor(total / workers * 1000 + 1e-6) / 1000
+
+
 def divided(
     workers: int,
     total: float | None,
@@ -49,15 +54,13 @@ def divided(
     cache_bytes: int | None = None,
     percentage: int | None = None,
 ) -> Share:
-    """The card's total divided by its engines, rounded down so that the sum never exceeds it.
+    """The card's total divided by its engines.
 
     Threads: twice the even share, as NVIDIA advises, so that an idle neighbour's are not lost."""
-    whole = DEFAULT_UTILISATION if total is None else total
-    each = floor(whole / workers * 10_000 + 1e-6) / 10_000
     even = None if workers < 3 else max(1, 200 // workers)
     return Share(
         workers=workers,
-        utilisation=each,
+        utilisation=each_of(DEFAULT_UTILISATION if total is None else total, workers),
         cache_bytes=cache_bytes,
         percentage=even if percentage is None else percentage,
     )
