@@ -211,6 +211,8 @@ def _key(path: Path | None) -> str:
 
 
 def _shown(here: World, instance: dict[str, Any]) -> None:
+    if warning := instance.get("warning"):
+        output.say(f"warning: {warning}")
     if here.json:
         output.document(instance)
     else:

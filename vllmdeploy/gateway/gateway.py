@@ -13,6 +13,7 @@ from vllmdeploy.gateway.keys import Identity, Ledger
 from vllmdeploy.gateway.meters import Meters
 from vllmdeploy.gateway.refusal import Refusal
 from vllmdeploy.gateway.spec import GatewaySpec
+from vllmdeploy.gateway.steering import Steering
 from vllmdeploy.gateway.visit import Visit
 
 
@@ -22,6 +23,7 @@ class Gateway:
     fleet: Fleet
     dispatcher: Dispatcher
     access: Access
+    steering: Steering
     loop: asyncio.AbstractEventLoop
     meters: Meters = field(default_factory=Meters)
     ledger: Ledger = field(default_factory=Ledger)

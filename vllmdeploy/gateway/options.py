@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from vllmdeploy.errors import UsageError
 from vllmdeploy.gateway.address import parse_networks, plain_ip
@@ -39,6 +40,10 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("--config", default="", metavar="FILE", help="JSON with upstreams; watched, may change")
+    add(
+        "--state", default="", metavar="FILE",
+        help="keeps what /admin changed over restarts (default: beside --config)",
+    )  # fmt: skip
     add(
         "--upstream", action="append", default=[], metavar="URL[,WEIGHT[,COST]]",
         help="an instance; may be given more than once",
@@ -103,6 +108,7 @@ def from_options(given: argparse.Namespace) -> GatewaySpec:
             keys_file=given.api_keys_file,
             admin_key_file=given.admin_key_file,
             config_file=given.config,
+            state_file=given.state or _beside(given.config),
             takeover=given.takeover,
             access_log=given.access_log,
             tls_cert=given.tls_cert,
@@ -192,6 +198,10 @@ def _listen(text: str) -> tuple[str, int, int]:
     if match is None or int(match["port"]) > 65535:
         raise UsageError(f"--listen {text!r} is not HOST:PORT, as 0.0.0.0:8000 or [::]:8000")
     return match["six"] or match["host"], int(match["port"]), -1
+
+
+def _beside(config: str) -> str:
+    return str(Path(config).with_suffix(".admin.json")) if config else ""
 
 
 def _is_loopback(host: str) -> bool:

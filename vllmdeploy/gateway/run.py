@@ -19,8 +19,10 @@ from vllmdeploy.gateway.dispatch import Dispatcher
 from vllmdeploy.gateway.fleet import Fleet
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.journal import say, warn
+from vllmdeploy.gateway.kept_file import KeptFile
 from vllmdeploy.gateway.probe import Prober
 from vllmdeploy.gateway.spec import GatewaySpec
+from vllmdeploy.gateway.steering import Steering
 from vllmdeploy.gateway.table import routes
 from vllmdeploy.gateway.watched import Watched
 from vllmdeploy.wire.connection import ClientConnection
@@ -29,6 +31,7 @@ from vllmdeploy.wire.server import Server
 
 _GARBAGE_EVERY = 50_000  # objects; the default of 700 looks through live connections all the time
 _TAKEOVER_READY_S = 30.0
+_ACCEPTED_WITHIN = 5  # turns of the loop
 
 
 class Running:
@@ -47,7 +50,11 @@ class Running:
         self.fleet.on_added = self._prober.add
         self.fleet.on_removed = self._prober.remove
         self._log = AccessLog(spec.access_log, loop)
-        self.gateway = Gateway(spec, self.fleet, Dispatcher(self.fleet), self._access, loop)
+        kept = KeptFile(spec.state_file) if spec.state_file else None
+        self._steering = Steering(self.fleet, spec.fleet, kept)
+        self.gateway = Gateway(
+            spec, self.fleet, Dispatcher(self.fleet), self._access, self._steering, loop
+        )
         self._server = Server(App(self.gateway, routes(), self._log), deadlines, spec.limits)
         self.sockets: list[socket.socket] = []
 
@@ -95,8 +102,7 @@ class Running:
 
     async def _end(self) -> None:
         self.gateway.draining = True
-        for listening in self._listening:
-            listening.close()
+        await self._stop_listening()
         say("draining", connections=len(self._server.connections))
         cut = await self._server.drain(self._spec.thresholds.drain_timeout_s)
         await self._prober.stop()
@@ -104,6 +110,16 @@ class Running:
             self.fleet.remove(identity)
         self._log.flush()
         say("stopped", connections_cut=cut)
+
+    async def _stop_listening(self) -> None:
+        """What was accepted just now has no transport yet, and asyncio before Python 3.13 forgets
+        it when its server closes; whoever takes over accepts what comes from here on."""
+        for listener in self.sockets:
+            self._loop.remove_reader(listener.fileno())
+        for _ in range(_ACCEPTED_WITHIN):
+            await asyncio.sleep(0)
+        for listening in self._listening:
+            listening.close()
 
     async def _read_files(self) -> list[Watched]:
         spec = self._spec
@@ -123,15 +139,14 @@ class Running:
         return files
 
     async def _take_fleet(self, text: str, path: str) -> None:
-        for problem in await self.fleet.apply(fleet_file.parse(text, path)):
+        for problem in await self._steering.take(fleet_file.parse(text, path)):
             warn("upstream not taken over", why=problem)
 
     async def _add_upstreams(self) -> None:
-        for one in self._spec.fleet.upstreams:
-            try:
-                await self.fleet.put(one, origin="flag")
-            except VllmdeployError as error:
-                raise UsageError(str(error)) from error
+        try:
+            await self._steering.begin()
+        except VllmdeployError as error:
+            raise UsageError(str(error)) from error
 
     def _open_doors(self) -> doors.Predecessor | None:
         spec = self._spec

@@ -13,7 +13,8 @@ from vllmdeploy.wire.limits import ClientLimits
 class UpstreamSpec:
     """One upstream as it was asked for; without models, the engine is asked which it has.
 
-    The last two are only told to those who ask for /health; 0 is not known.
+    The last two numbers are only told to those who ask for /health; 0 is not known. `drain`: it
+    gets nothing new, and what it works on goes on to its end.
     """
 
     id: str
@@ -26,6 +27,7 @@ class UpstreamSpec:
     key_file: str = ""
     tensor_parallel_size: int = 0
     max_num_seqs: int = 0
+    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class GatewaySpec:
     keys_file: str = ""
     admin_key_file: str = ""
     config_file: str = ""
+    state_file: str = ""
     takeover: str = ""
     access_log: str = ""
     tls_cert: str = ""

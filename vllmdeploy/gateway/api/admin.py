@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from time import monotonic
-
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.gateway.api.answers import answer_json, body_object
 from vllmdeploy.gateway.fleet_file import upstream
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.instance import Instance
 from vllmdeploy.gateway.journal import say
+from vllmdeploy.gateway.kept import Ways
 from vllmdeploy.gateway.refusal import Refusal
-from vllmdeploy.gateway.spec import FleetSpec
 from vllmdeploy.gateway.visit import Visit
 
 _INSTANCES = "/admin/instances/"
@@ -38,55 +36,56 @@ async def add_instance(gateway: Gateway, visit: Visit) -> None:
         message = f"{spec.id} comes from the gateway's file; change it there"
         raise Refusal(409, message)
     try:
-        instance = await gateway.fleet.put(spec, origin="admin")
+        instance, warning = await gateway.steering.add(spec)
     except VllmdeployError as error:
         raise Refusal(400, str(error)) from error
-    answer_json(visit, describe(instance), 201)
+    answer_json(visit, _warned(describe(instance), warning), 201)
 
 
 async def remove_instance(gateway: Gateway, visit: Visit) -> None:
     instance = _named(gateway, visit, "")
-    gateway.fleet.remove(instance.id)
-    answer_json(visit, describe(instance))
+    warning = await gateway.steering.remove(instance)
+    answer_json(visit, _warned(describe(instance), warning))
 
 
 async def drain(gateway: Gateway, visit: Visit) -> None:
     instance = _named(gateway, visit, "/drain")
-    gateway.fleet.changed(instance, instance.health.drain(monotonic()))
-    answer_json(visit, describe(instance))
+    warning = await gateway.steering.drain(instance)
+    answer_json(visit, _warned(describe(instance), warning))
 
 
 async def resume(gateway: Gateway, visit: Visit) -> None:
     instance = _named(gateway, visit, "/resume")
-    gateway.fleet.changed(instance, instance.health.resume(monotonic()))
-    answer_json(visit, describe(instance))
+    warning = await gateway.steering.resume(instance)
+    answer_json(visit, _warned(describe(instance), warning))
 
 
 async def get_policy(gateway: Gateway, visit: Visit) -> None:
-    fleet = gateway.fleet
-    ways = {"routing": fleet.policy, "scheduling": fleet.scheduling}
-    answer_json(visit, {**ways, "default_model": fleet.default_model})
+    answer_json(visit, _ways(gateway))
 
 
 async def put_policy(gateway: Gateway, visit: Visit) -> None:
-    body = body_object(visit)
-    fleet = gateway.fleet
-    now = {
-        "routing": fleet.policy,
-        "scheduling": fleet.scheduling,
-        "default_model": fleet.default_model,
-    }
-    for name, value in body.items():
+    now = _ways(gateway)
+    for name, value in body_object(visit).items():
         if name not in now or not isinstance(value, str):
             known = ", ".join(now)
             raise Refusal(400, f"{name!r} is not known or not a text; known: {known}")
         now[name] = value
     try:
-        fleet.set_ways(FleetSpec((), now["routing"], now["scheduling"], now["default_model"]))
+        warning = await gateway.steering.set_ways(Ways(**now))
     except VllmdeployError as error:
         raise Refusal(400, str(error)) from error
     say("policy changed", **now)
-    await get_policy(gateway, visit)
+    answer_json(visit, _warned(dict(_ways(gateway)), warning))
+
+
+def _ways(gateway: Gateway) -> dict[str, str]:
+    fleet = gateway.fleet
+    return Ways(fleet.policy, fleet.scheduling, fleet.default_model)._asdict()
+
+
+def _warned(value: dict[str, object], warning: str) -> dict[str, object]:
+    return {**value, "warning": warning} if warning else value
 
 
 def describe(instance: Instance) -> dict[str, object]:
