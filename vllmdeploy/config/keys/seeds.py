@@ -66,7 +66,7 @@ class Engine(Section):
 
     workers: Count | None = Field(
         None,
-        description="Engine processes of the rerank service.",
+        description="Engines that share a card, or a set of cards (instances, rerank).",
         examples=["2"],
     )
     max_num_seqs: Count | None = Field(
@@ -86,7 +86,7 @@ class Engine(Section):
     )
     max_workers: Count | None = Field(
         None,
-        description="Client-side pool and rendering threads of the rerank service.",
+        description="Rendering threads of a rerank engine, and the size of a client's pool.",
         examples=["8"],
     )
     tensor_parallel_size: Count | None = Field(
@@ -106,7 +106,7 @@ class SharedCards(Section):
 
     cuda_mps_enable: Switch | None = Field(
         None,
-        description="Start CUDA MPS where several engines share a card. Not set: where needed.",
+        description="Let several engines share a card by CUDA MPS; 0: one engine per card. Not set: 1.",
         examples=["1"],
     )
     cuda_mps_pipe_directory: HostFolder = Field(
@@ -121,7 +121,7 @@ class SharedCards(Section):
     )
     vllm_use_mps: Switch | None = Field(
         None,
-        description="Let engines use MPS. Not set: as CUDA_MPS_ENABLE.",
+        description="The same for vLLM alone: 0 keeps engines away from MPS. Not set: 1.",
         examples=["1"],
     )
     vllm_disable_custom_all_reduce: Switch | None = Field(
