@@ -106,7 +106,7 @@ class SharedCards(Section):
 
     cuda_mps_enable: Switch | None = Field(
         None,
-        description="Let several engines share a card by CUDA MPS; 0: one engine per card. Not set: 1.",
+        description="Let engines share cards by CUDA MPS; 0: one engine per card. Not set: 1.",
         examples=["1"],
     )
     cuda_mps_pipe_directory: HostFolder = Field(
