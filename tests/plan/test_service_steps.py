@@ -185,7 +185,7 @@ def test_the_gateway_is_awaited_until_every_service_can_be_used() -> None:
     offering(here).up([SERVICE, service("n")], "x", ())
     missing = waiting(Plan(tuple(here.draft.steps[-1:])), "vllm-gateway").missing
     assert missing(Result(1, "", "connection refused")) == "it does not answer yet"
-    assert missing(ready("m")) == "no ready instance of n"
+    assert missing(ready("m")) == "0 of 1 instances of n are ready"
     assert missing(ready("m", "n")) is None
 
 

@@ -57,6 +57,8 @@ class Accelerator:
     """`ray start` flags that declare a number of cards."""
     ray_environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """What a Ray node's environment needs, before `ray start`."""
+    instance_environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What an engine's environment needs where there is no Ray."""
     network_environment: Callable[[Fabric], Mapping[str, str]]
     """Collective-library variables for one host's fabric."""
     engine_flags: Callable[[tuple[Card, ...]], tuple[str, ...]] = no_flags

@@ -55,6 +55,8 @@ ACCELERATOR = Accelerator(
     # vllmdeploy.node.cpu_platform is that platform; ranks of several hosts are not bound to cores
     # by one plan.
     ray_environment={"VLLMDEPLOY_CPU_PLATFORM": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    # By itself each engine would bind to the same first cores.
+    instance_environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     network_environment=_network,
     default_image="vllm/vllm-openai-cpu:v0.33.0-x86_64",
 )

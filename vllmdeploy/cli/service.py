@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vllmdeploy.config.settings import Settings
     from vllmdeploy.workflows.service import ServicePlan
+    from vllmdeploy.workflows.service_keys import Keys
     from vllmdeploy.workflows.session import Session
 
 DryRun = Annotated[
@@ -35,7 +36,7 @@ Quantization = Annotated[
 ]
 
 
-class _EndingInFlags(TyperCommand):
+class EndingInFlags(TyperCommand):
     """What follows `--` is vLLM's: never taken for an argument of ours that was left out."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -46,8 +47,8 @@ class _EndingInFlags(TyperCommand):
 
 
 def mount(app: typer.Typer) -> None:
-    app.command("start-service", cls=_EndingInFlags)(start_service)
-    app.command("restart-service", cls=_EndingInFlags)(restart_service)
+    app.command("start-service", cls=EndingInFlags)(start_service)
+    app.command("restart-service", cls=EndingInFlags)(restart_service)
     app.command("stop-service")(stop_service)
     app.command()(generate)
 
@@ -217,23 +218,24 @@ def _carry_out(
                     output.say("undone: as before" if back else "what was there before is not back")
         conclude(here, applied, stop)
         if invite:
-            output.answer(_invitation(session.settings, decided))
+            output.answer(
+                invitation(session.settings, decided.keys, decided.service.name, decided.address)
+            )
 
 
-def _invitation(settings: Settings, decided: ServicePlan) -> str:
+def invitation(settings: Settings, keys: Keys, service: str, address: str) -> str:
     """A line that works from another machine, and keys that nobody has seen before."""
-    keys = decided.keys
     lines: list[str] = []
     if keys.new_key:
         lines.append(f"API key (shown once, kept on the head): {keys.new_key}")
     if keys.new_admin_key:
         lines.append(f"admin key (shown once, kept on the head): {keys.new_admin_key}")
     anywhere = settings.api_host in ("0.0.0.0", "::")  # noqa: S104 - compared with
-    host = decided.address if anywhere else settings.api_host
+    host = address if anywhere else settings.api_host
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:
         header = header.replace("'", '"')
-    body = '{"model": "%s", "prompt": "Hello, I am a", "max_tokens": 50}' % decided.service.name  # noqa: UP031
+    body = '{"model": "%s", "prompt": "Hello, I am a", "max_tokens": 50}' % service  # noqa: UP031
     lines.append(
         f"curl http://{host}:{settings.api_port}/generate{header}"
         f" -H 'Content-Type: application/json' -d '{body}'"

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
+from vllmdeploy.core.reading import fields, json_object
 from vllmdeploy.node import logs, report
+from vllmdeploy.node.probe import ask as ask_http
+from vllmdeploy.node.probe import tcp_problem
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_NO_WARDEN = 3
 _LIMIT_S = 10.0
+_ANSWER_S = 15.0
 
 
 class NoWarden(Exception):
@@ -47,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     words.add_parser("nodes", help="the nodes as Ray itself reports them (on a head)")
     words.add_parser("retry", help="start again what was given up")
     words.add_parser("stop", help="end everything in order, then the warden")
+    check = words.add_parser("check", help="ask an engine itself: port, health, models, a token")
+    check.add_argument("url")
+    check.add_argument("route", help="where the token is asked for")
+    check.add_argument("body", help="the question, as JSON")
     lines = words.add_parser("logs", help="the last lines of one child")
     lines.add_argument("name")
     lines.add_argument("--tail", type=_count, default=100, metavar="N")
@@ -57,6 +68,33 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
     return int(text)
+
+
+def checked(url: str, route: str, body: str) -> dict[str, object]:
+    """What is wrong with an engine, by the question that showed it, and the models it lists."""
+    return asyncio.run(_checked(url, route, body))
+
+
+async def _checked(url: str, route: str, body: str) -> dict[str, object]:
+    parts = urlsplit(url)
+    closed = await tcp_problem(parts.hostname or "", parts.port or 80, limit_s=_LIMIT_S)
+    if closed:
+        return {"wrong": {f"port {parts.port}": closed}, "models": []}
+    wrong: dict[str, str] = {}
+    models: list[str] = []
+    for path, question in (("/health", ""), ("/v1/models", ""), (route, body)):
+        answer = await ask_http(f"{url}{path}", limit_s=_ANSWER_S, body=question)
+        if answer.status != 200:
+            wrong[path] = answer.detail or f"status {answer.status}"
+        elif path == "/v1/models":
+            models = _models(answer.body)
+    return {"wrong": wrong, "models": models}
+
+
+def _models(page: str) -> list[str]:
+    listed = fields(json_object(page)).get("data")
+    data = cast("list[object]", listed) if isinstance(listed, list) else []
+    return [str(fields(one).get("id", "")) for one in data]
 
 
 def _status(run: Path, out: Callable[[str], object], err: Callable[[str], object]) -> int:
@@ -97,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _status(options.run, out, err)
             case "logs":
                 return _logs(options.run, options.name, options.tail, out)
+            case "check":
+                out(json.dumps(checked(options.url, options.route, options.body)) + "\n")
+                return EXIT_DONE
             case word:
                 answer = ask(options.run, word)
     except NoWarden as error:

@@ -23,13 +23,15 @@ class Ports:
 class Room:
     """One host as instances see it: its cards with their holders, and who has which port.
 
-    `cardless`: it has no cards at all, and engines run on its processors.
+    `cardless`: it has no cards at all, and engines run on its processors, where `seated` ones
+    share its memory already.
     """
 
     host: str
     cards: tuple[Entry, ...] = ()
     taken_ports: Mapping[int, str] = field(default_factory=dict[int, str])
     cardless: bool = False
+    seated: int = 0
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -51,7 +53,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Where one instance goes. `sharing`: how many instances have these same cards."""
+    """Where one instance goes. `sharing`: how many instances have these same cards, or its host's
+    memory where there are no cards, when it was placed."""
 
     number: int
     host: str
@@ -63,7 +66,9 @@ class Slot:
         many = "s" if len(self.cards) > 1 else ""
         where = f"card{many} {','.join(map(str, self.cards))}" if self.cards else "processors"
         shared = (
-            f", one of {self.sharing} on {'them' if many else 'it'}" if self.sharing > 1 else ""
+            f", one of {self.sharing} on {'them' if many else 'it'}"
+            if self.sharing > 1 and self.cards
+            else ""
         )
         return f"instance {self.number}: {self.host}, {where}, port {self.port}{shared}"
 
@@ -106,13 +111,14 @@ def place(
         return Placement(reasons=reasons)
     free = {host: iter(of_host) for host, of_host in given.by_host.items()}
     unused = _unused(numbers)
+    seated = {room.host: room.seated for room in rooms}
     slots = tuple(
         Slot(
             number=next(unused),
             host=host,
             port=next(free[host]),
             cards=cards,
-            sharing=chosen.count((host, cards)) if cards else 1,
+            sharing=chosen.count((host, cards)) + seated[host],
         )
         for host, cards in chosen
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from vllmdeploy.errors import PreflightRefused, UsageError
@@ -20,7 +20,7 @@ from vllmdeploy.tools.vllm_engine import (
     free_flags,
     taken_flags,
 )
-from vllmdeploy.tools.vllm_model import Quantization, own_method, quantization
+from vllmdeploy.tools.vllm_model import FoundModel, Quantization, own_method, quantization
 from vllmdeploy.tools.vllm_services import Service, name_fault
 
 _GENERATION = "VLLMDEPLOY_GENERATION"
@@ -77,7 +77,7 @@ def decide_service(
     service = Service(
         name=it.name,
         model=it.folder.rpartition("/")[2],
-        names=_names(it.name, asked, it.folder),
+        names=names_of(it.name, asked, it.folder),
         port=it.port,
         host=asked.host,
         group=found.head.found.host.group,
@@ -89,7 +89,7 @@ def decide_service(
         head=found.head.name,
         asked=asdict(asked),
     )
-    engine = _engine(asked, service, it.folder, it.method.method)
+    engine = engine_of(asked, service, it.folder, it.method.method)
     return DecidedService(service=service, file=_file(wanted, service, engine, found, it.pool))
 
 
@@ -98,7 +98,7 @@ def _consider(
 ) -> _Considered:
     folder = model_folder(wanted, asked)
     pool = pool_of(found, besides=replaces)
-    shape, about_model = _model(found, folder)
+    shape, about_model = model_of(found.models, found.head.name, folder)
     head = found.models.get(found.head.name)
     own = own_method(head.config) if head else ""
     kept = found.stored.get(replaces)
@@ -130,7 +130,7 @@ def _reasons(asked: ServiceWanted, found: FoundServices, it: _Considered) -> Ite
         yield f"{found.head.name}: no free port in ENGINE_PORTS {first}-{last}"
 
 
-def _engine(asked: ServiceWanted, service: Service, folder: str, method: str) -> EngineSpec:
+def engine_of(asked: ServiceWanted, service: Service, folder: str, method: str) -> EngineSpec:
     return EngineSpec(
         model=folder,
         names=service.names,
@@ -173,7 +173,7 @@ def _file(
     )
 
 
-def _names(name: str, asked: ServiceWanted, folder: str) -> tuple[str, ...]:
+def names_of(name: str, asked: ServiceWanted, folder: str) -> tuple[str, ...]:
     repository = (asked.model,) if "/" in asked.model.strip("/") and asked.model[0] != "/" else ()
     return tuple(dict.fromkeys((name, *repository, folder, *asked.aliases)))
 
@@ -188,18 +188,21 @@ def _name(name: str, found: FoundServices, replaces: str) -> Iterable[str]:
         )
 
 
-def _model(found: FoundServices, folder: str) -> tuple[ModelShape | None, tuple[str, ...]]:
-    """Its shape, and what keeps it from being loaded on every host of the group."""
+def model_of(
+    models: Mapping[str, FoundModel], first: str, folder: str
+) -> tuple[ModelShape | None, tuple[str, ...]]:
+    """Its shape, and what keeps it from being loaded on every host. `first`: the host whose copy
+    is the right one."""
     name = folder.rpartition("/")[2]
     reasons = [
         f"{host}: model {folder}: {one.problem}"
-        for host, one in found.models.items()
+        for host, one in models.items()
         if one.problem
     ]
-    head = found.models.get(found.head.name)
-    for host, one in found.models.items():
+    head = models.get(first)
+    for host, one in models.items():
         if head and not one.problem and one.digest != head.digest:
-            reasons.append(f"{host}: model {folder} is another copy than on {found.head.name}")
+            reasons.append(f"{host}: model {folder} is another copy than on {first}")
     if reasons:
         reasons.append(f"bring it to every host with: vllmdeploy sync {name}")
     if head is None or head.problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -34,12 +35,14 @@ _ASK = "import sys, urllib.request as u\nprint(u.urlopen(sys.argv[1], timeout=5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offering:
-    """The gateway's part of a plan. `fleet`: the digest of the file that is there."""
+    """The gateway's part of a plan. `fleet`: the digest of the file that is there; `instances`:
+    engines outside Ray that it routes to as well, whatever becomes of the services."""
 
     ground: Ground
     gateway: GatewayWanted
     package: bytes = field(repr=False)
     fleet: str = ""
+    instances: tuple[Service, ...] = ()
 
     @property
     def name(self) -> str:
@@ -49,16 +52,18 @@ class Offering:
         self, services: Sequence[Service], cause: str, needs: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Write which instances there are; nothing where it says so already."""
-        content = fleet_file(self.gateway, services)
+        content = fleet_file(self.gateway, (*services, *self.instances))
         if files.digest(content) == self.fleet:
             return needs
         return (self._write(content, "write", f"{self.name}'s instances", cause, needs),)
 
-    def withdraw(self, service: Service, others: Sequence[Service]) -> str:
+    def withdraw(
+        self, service: Service, others: Sequence[Service], needs: tuple[str, ...] = ()
+    ) -> str:
         """The gateway sends this one nothing new."""
-        content = fleet_file(self.gateway, others)
+        content = fleet_file(self.gateway, (*others, *self.instances))
         subject = f"{service.name} from {self.name}"
-        return self._write(content, "withdraw", subject, "it gets no new requests", ())
+        return self._write(content, "withdraw", subject, "it gets no new requests", needs)
 
     def _write(
         self, content: bytes, verb: str, subject: str, cause: str, needs: tuple[str, ...]
@@ -71,6 +76,23 @@ class Offering:
         """The gateway runs and knows these services, and each of them can be used."""
         routed = self.route(services, cause, needs)
         self._await((*routed, *self._node(routed)), services)
+
+    def up_at_once(
+        self,
+        services: Sequence[Service],
+        cause: str,
+        *,
+        needs: tuple[str, ...],
+        then: Sequence[Service],
+        after: tuple[str, ...],
+    ) -> None:
+        """As `up`, but it runs and knows all while some still load; `then`: those that can be used
+        `after` these steps."""
+        before = len(self.ground.draft.steps)
+        routed = self.route(services, cause, needs)
+        made = self._node(routed)
+        if after or len(self.ground.draft.steps) > before:
+            self._await((*routed, *made, *after), then)
 
     def restore(self, services: Sequence[Service], needs: tuple[str, ...]) -> None:
         """As `up`, where there may be nothing to do."""
@@ -177,7 +199,7 @@ class Offering:
         logs = ground.supervisor.logs(self.name, ground.head.layout, tail=12)
         wait = Wait(
             command=command.within(20),
-            missing=_unready({one.name for one in services}),
+            missing=_unready(Counter(one.belongs_to for one in services)),
             limit_s=_START_S,
             explain=((ground.head.name, ground.head.found.access.of(logs.within(15))),),
         )
@@ -185,15 +207,21 @@ class Offering:
         return ground.add("await", self.name, cause, wait, tuple(dict.fromkeys(needs)))
 
 
-def _unready(services: set[str]) -> Callable[[Result], str | None]:
+def _unready(wanted: Mapping[str, int]) -> Callable[[Result], str | None]:
+    """`wanted`: how many instances of each are to be ready."""
+
     def missing(result: Result) -> str | None:
         try:
             shown = cast("dict[str, Any]", json.loads(result.stdout))
             models = cast("Mapping[str, Mapping[str, Any]]", shown["models"])
         except (ValueError, KeyError, TypeError):
             return "it does not answer yet"
-        ready = {name for name, one in models.items() if one["instances"]["ready"]}
-        lacking = sorted(services - ready)
-        return f"no ready instance of {', '.join(lacking)}" if lacking else None
+        ready = {name: int(one["instances"]["ready"]) for name, one in models.items()}
+        lacking = [
+            f"{ready.get(name, 0)} of {count} instances of {name} are ready"
+            for name, count in sorted(wanted.items())
+            if ready.get(name, 0) < count
+        ]
+        return "; ".join(lacking) or None
 
     return missing

@@ -34,16 +34,22 @@ _METRICS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Where the steps of services are written: a draft, a head, and how its node is asked."""
+    """Where the steps of services are written: a draft, a head, and how its node is asked.
+    `instance`: the node of its own by which an engine runs outside Ray, on the host `head`."""
 
     draft: Draft
     wanted: Wanted
     supervisor: Supervisor
     head: Member
+    instance: str = ""
 
     @property
     def node(self) -> str:
-        return node_name(self.wanted, self.head.found)
+        return self.instance or node_name(self.wanted, self.head.found)
+
+    @property
+    def noun(self) -> str:
+        return "instance" if self.instance else "service"
 
     @property
     def package(self) -> str:
@@ -98,30 +104,37 @@ def await_answer(
     ground: Ground, service: Service, cause: str, needs: tuple[str, ...], *, fresh: bool
 ) -> str:
     """Its engine is healthy and has generated a token. `fresh`: what it did before counts not."""
-    name = service.name
+    child = ground.instance or service.name
+    subject = f"{ground.noun} {service.name}"
+    hint = _look_at(ground, service)
+    hopeless = _not_running(f"{ground.head.name}: {subject}", child, hint)
     wait = Wait(
         command=ground.ctl("status"),
-        missing=_not_running(ground.head.name, name) if fresh else _not_running_yet(name),
+        missing=hopeless if fresh else _not_running_yet(child),
         limit_s=START_LIMIT_S,
-        explain=((ground.head.name, ground.ctl("logs", name, "--tail", "12")),),
+        explain=((ground.head.name, ground.ctl("logs", child, "--tail", "12")),),
     )
-    hint = f"vllmdeploy logs {ground.head.name}"
-    return ground.add("await", f"service {name}", cause, wait, needs, hint=hint)
+    return ground.add("await", subject, cause, wait, needs, hint=hint)
 
 
-def _not_running(host: str, name: str) -> Callable[[Result], str | None]:
+def _look_at(ground: Ground, service: Service) -> str:
+    if ground.instance:
+        return f"vllmdeploy instances logs {service.belongs_to}"
+    return f"vllmdeploy logs {ground.head.name}"
+
+
+def _not_running(subject: str, child: str, hint: str) -> Callable[[Result], str | None]:
     """What it still lacks; an engine that cannot come up is given up at once, with its words."""
 
     def missing(result: Result) -> str | None:
-        state = parse_engine(result, name)
+        state = parse_engine(result, child)
         if state.state == "running":
             return None
         hopeless = state.exit_code == _USAGE_STATUS or state.failures >= _FAILURES_SHOWN
         if state.state == "crash-loop" or (state.failures and hopeless):
             raise NotHealthy(
-                f"{host}: service {name} does not start: {state.failure or state.reason}"
-                f"{_words(state)}",
-                hint=f"vllmdeploy logs {host}",
+                f"{subject} does not start: {state.failure or state.reason}{_words(state)}",
+                hint=hint,
             )
         return state.words
 
@@ -150,7 +163,7 @@ def drain(ground: Ground, service: Service, needs: tuple[str, ...]) -> str:
         missing=_still_at_work,
         limit_s=_DRAIN_S,
     )
-    return ground.add("drain", f"service {service.name}", "no request is cut off", wait, needs)
+    return ground.add("drain", f"{ground.noun} {service.name}", "no request is cut off", wait, needs)
 
 
 def _still_at_work(result: Result) -> str | None:

@@ -92,7 +92,12 @@ def argv(engine: EngineSpec, vllm: Vllm) -> tuple[str, ...]:
         *("--host", engine.host, "--port", str(engine.port)),
         *("--tensor-parallel-size", str(engine.tensor_parallel)),
         *_when(engine.pipeline_parallel > 1, "--pipeline-parallel-size", engine.pipeline_parallel),
-        *("--distributed-executor-backend", engine.executor),
+        # One process alone needs no executor around it.
+        *_when(
+            engine.executor == "ray" or engine.tensor_parallel * engine.pipeline_parallel > 1,
+            "--distributed-executor-backend",
+            engine.executor,
+        ),
         *(_ranks(engine.rank) if engine.rank else ()),
         *_task(engine.task, vllm),
         *_given("--max-model-len", engine.max_model_len),

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from vllmdeploy.core.command import Result, script
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.core.reading import whole
 from vllmdeploy.tools.manifest_names import META_FOLDER
 
 _MARK = "@@config@@"
@@ -17,6 +18,10 @@ cd "$1" 2>/dev/null || exit 0
 echo folder=yes
 ready=$(cat "$2/READY" READY 2>/dev/null | head -n 1) && printf 'ready=%s\\n' "$ready"
 if [ -f "$2/MANIFEST.json" ]; then echo manifest=yes; fi
+for kind in safetensors bin; do
+  size=$(ls -lL ./*."$kind" 2>/dev/null | awk '{{size += $5}} END {{printf "%.0f", size}}')
+  if [ "$size" != 0 ]; then printf 'weights=%s\\n' "$size"; break; fi
+done
 if [ -f config.json ] && [ "$(wc -c < config.json)" -lt 4000000 ]; then
   printf '{_MARK}\\n' && cat config.json
 fi
@@ -26,12 +31,14 @@ exit 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundModel:
-    """`digest`: what its READY marker carries; empty where it has none."""
+    """`digest`: what its READY marker carries; empty where it has none. `weights`: the size of its
+    weight files; 0 where they are of a kind that we do not know."""
 
     there: bool = False
     digest: str = ""
     managed: bool = False
     config: str = ""
+    weights: int = 0
 
     @property
     def problem(self) -> str:
@@ -59,6 +66,7 @@ def _parse(result: Result) -> FoundModel:
         digest=said.get("ready", ""),
         managed=said.get("manifest") == "yes",
         config=config if mark else "",
+        weights=whole(said.get("weights", "")) or 0,
     )
 
 

@@ -12,6 +12,7 @@ from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import OnEvent, Outcome, Stop
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.instances_wanted import instances_of
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import (
     DecidedService,
@@ -91,7 +92,7 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
     cause = "its engine loads and answers a canary"
     up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
     services = {**seen.services, decided.service.name: decided.service}
-    _offering(session, seen, ground.draft).up([*services.values()], "a new service", (up,))
+    offering(session, seen, ground.draft).up([*services.values()], "a new service", (up,))
     undo = replace(ground, draft=Draft())
     steps.remove(undo, decided.service.name, "it did not start")
     return ServicePlan(
@@ -111,7 +112,7 @@ def _carried_on(
     state = found.engines.get(service.name) or EngineState()
     if state.state != "running":
         needs = (steps.await_answer(ground, service, state.words, (), fresh=True),)
-    _offering(session, seen, ground.draft).restore([*seen.services.values()], needs)
+    offering(session, seen, ground.draft).restore([*seen.services.values()], needs)
     return ServicePlan(
         plan=ground.draft.finished(),
         service=service,
@@ -152,7 +153,7 @@ def decide_restart(session: Session, name: str, changes: Mapping[str, Any]) -> S
     cause = "its engine loads and answers a canary"
     up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
     back = replace(seen, fleet="")
-    _offering(session, back, ground.draft).up([*others, decided.service], "it is back", (up,))
+    offering(session, back, ground.draft).up([*others, decided.service], "it is back", (up,))
     return ServicePlan(
         plan=ground.draft.finished(),
         service=decided.service,
@@ -176,7 +177,7 @@ def _way_back(
     written = steps.write(back, name, content, "the version before", (gone,))
     cause = "the version before answers"
     up = steps.await_answer(back, decided.service, cause, (written,), fresh=True)
-    _offering(session, seen, back.draft).up(services, "the version before", (up,))
+    offering(session, seen, back.draft).up(services, "the version before", (up,))
     return back.draft.finished()
 
 
@@ -184,10 +185,10 @@ def _unrouted(
     session: Session, seen: Seen, ground: Ground, service: Service, others: list[Service]
 ) -> tuple[str, ...]:
     """The gateway sends it nothing new, and what it works on is done."""
-    offering = _offering(session, seen, ground.draft)
+    gateway = offering(session, seen, ground.draft)
     if not seen.fleet:
         return ()
-    return (steps.drain(ground, service, (offering.withdraw(service, others),)),)
+    return (steps.drain(ground, service, (gateway.withdraw(service, others),)),)
 
 
 def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
@@ -220,7 +221,7 @@ def _with_services(session: Session, seen: Seen, plan: Plan) -> Plan:
             if before or state.state != "running":
                 cause = "its spec is stored here" if before else state.words
                 awaited.append(steps.await_answer(ground, service, cause, before, fresh=False))
-    _offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
+    offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
     return draft.finished()
 
 
@@ -244,7 +245,7 @@ def _placed(session: Session, asked: ServiceWanted, found: FoundServices) -> Ser
     return replace(asked, host="127.0.0.1" if beside else found.head.place.ip)
 
 
-def _offering(session: Session, seen: Seen, draft: Draft) -> Offering:
+def offering(session: Session, seen: Seen, draft: Draft) -> Offering:
     head = next(
         group.head for group in seen.groups.values() if group.head.name == session.lead.name
     )
@@ -254,6 +255,7 @@ def _offering(session: Session, seen: Seen, draft: Draft) -> Offering:
         gateway=seen.keys.gateway,
         package=session.package[0],
         fleet=seen.fleet,
+        instances=instances_of(seen.instances),
     )
 
 

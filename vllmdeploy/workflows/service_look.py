@@ -18,7 +18,7 @@ from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.tools import files, vllm
 from vllmdeploy.tools.vllm_engine import parse_engines
 from vllmdeploy.tools.vllm_model import FoundModel, folder
-from vllmdeploy.tools.vllm_services import Service, stored
+from vllmdeploy.tools.vllm_services import Service, Stored, stored
 from vllmdeploy.workflows import cluster
 from vllmdeploy.workflows.service_keys import Keys, gateway_wanted
 from vllmdeploy.workflows.session import Session
@@ -26,12 +26,14 @@ from vllmdeploy.workflows.session import Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All groups with their services, and the gateway's part of a plan's ground."""
+    """All groups with their services, and the gateway's part of a plan's ground. `instances`:
+    specs of engines outside Ray."""
 
     groups: Mapping[str, FoundServices]
     keys: Keys
     fleet: str = ""
     problems: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    instances: Mapping[str, Stored] = field(default_factory=dict[str, Stored])
 
     @property
     def services(self) -> dict[str, Service]:
@@ -63,9 +65,16 @@ def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | Non
         problems[name] = group.refusals
     lead = found[session.lead.name]
     fleet = files.digests(fleet_folder(lead.access.layout, gateway_name(session.wanted)))
-    digests = ask_one(session.shells[session.lead.name], fleet, lead.access)
+    facts = (fleet, stored(lead.access.layout.instances))
+    digests, instances = ask(session.shells[session.lead.name], facts, lead.access)
     keys = gateway_wanted(session.settings, lead)
-    return Seen(groups=seen, keys=keys, fleet=digests.get("fleet.json", ""), problems=problems)
+    return Seen(
+        groups=seen,
+        keys=keys,
+        fleet=digests.get("fleet.json", ""),
+        problems=problems,
+        instances=instances,
+    )
 
 
 def _look_at(session: Session, members: tuple[Member, ...], model: str) -> FoundServices:

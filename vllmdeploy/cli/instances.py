@@ -1,0 +1,274 @@
+"""`instances`: several vLLM servers on one or more hosts, each on cards of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllmdeploy.cli import output
+from vllmdeploy.cli.carry import conclude, end_with, show_plan
+from vllmdeploy.cli.context import World, world
+from vllmdeploy.cli.service import DryRun, EndingInFlags, MaxModelLen, MaxNumSeqs, Yes, invitation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllmdeploy.config.settings import Loaded
+    from vllmdeploy.workflows.instances import InstancesPlan
+    from vllmdeploy.workflows.instances_check import Checked
+    from vllmdeploy.workflows.session import Session
+
+app = typer.Typer(
+    help="Several vLLM servers on one or more hosts, each on cards of its own.",
+    no_args_is_help=True,
+)
+Name = Annotated[str, typer.Argument(help="The instances' common name.", metavar="NAME")]
+AnyName = Annotated[str, typer.Argument(help="Default: all.", metavar="NAME")]
+Numbers = Annotated[
+    list[int] | None, typer.Option("--number", min=1, help="Only this one; may be repeated.")
+]
+Utilization = Annotated[
+    str | None, typer.Option("--gpu-memory-utilization", help="Share of a card, as 0.96.")
+]
+
+
+@app.command(cls=EndingInFlags)
+def start(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="Model in MODEL_PATH: its name, repository id or path.")
+    ],
+    *,
+    gpus_per_instance: Annotated[
+        int | None, typer.Option("--gpus-per-instance", min=1, help="Cards of each.", metavar="K")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Default: as many as there is room for.")
+    ] = None,
+    ports: Annotated[
+        str | None, typer.Option("--ports", help="On every host, as 8001-8004 or 8001,8003.")
+    ] = None,
+    hosts: Annotated[
+        str, typer.Option("--hosts", help="Hosts apart by commas. Default: all.")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", help="Default: the model's name.")] = "",
+    alias: Annotated[
+        list[str] | None, typer.Option("--alias", help="Another name they answer to.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="generate, embed or rerank.")] = "generate",
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Values for what is not set.")
+    ] = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: Utilization = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> None:
+    """Start vLLM servers behind the gateway, each on its own cards; vLLM's flags follow after --.
+
+    Example: vllmdeploy instances start Qwen3-30B-A3B-Instruct-2507 --gpus-per-instance 2 --count 4
+    """
+    from vllmdeploy.workflows import instances, instances_asked
+
+    here = world(context)
+    loaded = _loaded(
+        here,
+        TENSOR_PARALLEL_SIZE=gpus_per_instance,
+        VLLM_PORTS=ports,
+        MAX_MODEL_LEN=max_model_len,
+        MAX_NUM_SEQS=max_num_seqs,
+        GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
+    )
+    asked = instances_asked.asked_of(
+        loaded.settings,
+        model,
+        profile_name=profile,
+        count=count,
+        hosts=tuple(filter(None, hosts.replace(" ", "").split(","))),
+        name=name,
+        aliases=tuple(alias or ()),
+        task=task,
+        arguments=tuple(context.args),
+    )
+    if asked.from_profile:
+        output.say(f"note: from profile {asked.profile}: {', '.join(asked.from_profile)}")
+
+    def decide(session: Session) -> InstancesPlan:
+        return instances.decide_start(session, asked.wanted)
+
+    _carry_out(here, loaded, decide, "instances start", dry_run=dry_run, yes=yes, invite=True)
+
+
+@app.command(cls=EndingInFlags)
+def restart(
+    context: typer.Context,
+    name: Name,
+    *,
+    number: Numbers = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: Utilization = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> None:
+    """Start them anew one after another, with new settings if any are given: the others answer
+    meanwhile. vLLM's flags after -- replace those they had.
+
+    Example: vllmdeploy instances restart Qwen3-30B-A3B-Instruct-2507 --max-num-seqs 12
+    """
+    from vllmdeploy.workflows import instances
+
+    here = world(context)
+    loaded = _loaded(here, GPU_MEMORY_UTILIZATION=gpu_memory_utilization)
+    options: dict[str, Any] = {
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "gpu_memory_utilization": (
+            loaded.settings.gpu_memory_utilization if gpu_memory_utilization else None
+        ),
+        "arguments": tuple(context.args) or None,
+    }
+    changes = {key: value for key, value in options.items() if value is not None}
+
+    def decide(session: Session) -> InstancesPlan:
+        return instances.decide_restart(session, name, number or (), changes)
+
+    _carry_out(here, loaded, decide, "instances restart", dry_run=dry_run, yes=yes)
+
+
+@app.command()
+def stop(
+    context: typer.Context,
+    name: Name,
+    *,
+    number: Numbers = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> None:
+    """No new requests, those at work end, then the instances do and their cards are free.
+
+    Example: vllmdeploy instances stop Qwen3-30B-A3B-Instruct-2507 --number 4
+    """
+    from vllmdeploy.workflows import instances
+
+    here = world(context)
+
+    def decide(session: Session) -> InstancesPlan:
+        return instances.decide_stop(session, name, number or ())
+
+    _carry_out(here, _loaded(here), decide, "instances stop", dry_run=dry_run, yes=yes)
+
+
+@app.command("list")
+def list_(context: typer.Context) -> None:
+    """Show all instances: where they are, on which cards, and how they are.
+
+    Example: vllmdeploy instances list
+    """
+    from vllmdeploy.workflows.instances_check import listed
+
+    here = world(context)
+    with here.session(_loaded(here)) as session:
+        _show(here, listed(session))
+
+
+@app.command()
+def check(context: typer.Context, name: AnyName = "") -> None:
+    """Ask each instance itself: its port, /health, /v1/models and one token.
+
+    Example: vllmdeploy instances check
+    """
+    from vllmdeploy.errors import NotHealthy
+    from vllmdeploy.workflows.instances_check import checked
+
+    here = world(context)
+    with here.session(_loaded(here)) as session:
+        found = checked(session, name)
+    _show(here, found)
+    failing = [one for one in found if not one.well]
+    if failing:
+        names = ", ".join(one.name for one in failing)
+        hint = f"vllmdeploy instances logs {failing[0].of}"
+        raise NotHealthy(f"{len(failing)} of {len(found)} do not answer: {names}", hint=hint)
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    name: Name,
+    *,
+    number: Numbers = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing.")] = False,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="Lines of each.")] = 100,
+) -> None:
+    """Show the instances' logs, each line with its instance.
+
+    Example: vllmdeploy instances logs Qwen3-30B-A3B-Instruct-2507 -f
+    """
+    from vllmdeploy.workflows.instances_check import show_logs
+
+    here = world(context)
+    with here.session(_loaded(here)) as session:
+        unread = show_logs(
+            session, name, number or (), tail=tail, follow=follow, on_line=output.answer
+        )
+        end_with(list(unread))
+
+
+def _loaded(here: World, **flags: object) -> Loaded:
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    return here.loaded(given, bare_names=True)
+
+
+def _show(here: World, found: tuple[Checked, ...]) -> None:
+    if here.json:
+        output.document({"instances": [one.document() for one in found]})
+        return
+    headings = ("INSTANCE", "HOST", "CARDS", "ADDRESS", "STATE", "WHY")
+    rows = [
+        (one.name, one.host, one.cards or "-", one.address, one.state, one.why) for one in found
+    ]
+    output.answer(output.table(headings, rows))
+
+
+def _carry_out(
+    here: World,
+    loaded: Loaded,
+    decide: Callable[[Session], InstancesPlan],
+    what: str,
+    *,
+    dry_run: bool,
+    yes: bool,
+    invite: bool = False,
+) -> None:
+    from vllmdeploy.cli import progress
+    from vllmdeploy.workflows import cluster, instances
+
+    with here.session(loaded) as session:
+        session.need_all()
+        if dry_run:
+            show_plan(here, decide(session).plan)
+            return
+        with cluster.locked(session, what) as stop:
+            decided = decide(session)
+            for note in decided.plan.notes:
+                output.say(f"note: {note}")
+            if not decided.plan.steps:
+                output.say("nothing to do: it is as wanted")
+                if here.json:
+                    output.document({"steps": []})
+                return
+            for step in decided.plan:
+                output.say(output.step_line(step))
+            output.confirm(f"Carry out these {len(decided.plan)} steps?", yes=yes)
+            with progress.shown() as on_event:
+                applied = cluster.apply(session, decided.plan, what, on_event, stop)
+                back = instances.way_back(session, decided, applied)
+                if back.steps and not stop.event.is_set():
+                    cluster.apply(session, back, f"{what}: undone", on_event, stop)
+        conclude(here, applied, stop)
+        if invite:
+            keys, address = decided.keys, decided.address
+            output.answer(invitation(session.settings, keys, decided.name, address))
