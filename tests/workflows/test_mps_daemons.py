@@ -109,6 +109,7 @@ def test_a_daemon_for_each_card_starts_once_and_stops(box: Box) -> None:
     me = str(os.getuid())
     assert [one[1:3], one[4:]] == [[str(box.pipe("card-0")), "0"], [me, "0", "0", "50%", "running"]]
     assert two[1:3] == [str(box.pipe("card-1")), "1"]
+    assert box.modes() == ["Default", "Default"]
     stopped = box.run("mps", "stop", "--yes")
     assert stopped.code == 0, stopped.err
     assert box.status() == []
@@ -126,9 +127,6 @@ def test_one_daemon_per_host_where_that_is_asked_for(box: Box) -> None:
 
 
 def test_compute_modes_are_changed_only_when_asked_and_come_back(box: Box) -> None:
-    assert box.run("mps", "start", "--yes", "--cards", "1").code == 0
-    assert box.modes() == ["Default", "Default"]
-    assert box.run("mps", "stop", "--yes").code == 0
     assert box.run("mps", "start", "--yes", "--cards", "1", "--exclusive").code == 0
     assert box.modes() == ["Default", "Exclusive_Process"]
     assert box.run("mps", "restart", "--yes", "--cards", "1", "--exclusive").code == 0
@@ -147,37 +145,38 @@ def test_a_mode_comes_back_after_a_daemon_that_died(box: Box) -> None:
     assert box.modes() == ["Default", "Default"]
 
 
-def test_static_partitions_are_made_and_shown(box: Box) -> None:
+def test_partitions_are_made_and_shown_and_old_logs_go(box: Box) -> None:
+    logs = box.folder / "log" / "card-0"
+    logs.mkdir(parents=True)
+    (logs / "control.log").write_bytes(b"x" * (11 << 20))
+    old = logs / "server.log.1"
+    old.write_text("long ago\n")
+    os.utime(old, (0, 0))
     begun = box.run("mps", "start", "--yes", "--cards", "0", "--partitions", "4,8")
     assert begun.code == 0, begun.err
     (row,) = box.status()
     assert row["state"] == "static partitions"
     assert _daemon(row)["partitions"] == [f"{box.cards[0]}/A4x==", f"{box.cards[0]}/B8x=="]
+    assert sorted(one.name for one in logs.iterdir()) == ["control.log", "control.log.1"]
+    assert (logs / "control.log.1").stat().st_size == 11 << 20
 
 
-def test_clients_are_shown_and_not_taken_from(box: Box) -> None:
-    assert box.run("mps", "start", "--yes", "--cards", "0").code == 0
-    box.ask(f"attach {os.getpid()}", "card-0")
-    said = box.run("mps", "status")
-    assert f"(pid {os.getpid()})" in said.out
-    refused = box.run("mps", "stop", "--yes")
-    assert refused.code == 6
-    assert f"{box.pipe('card-0')} is used by " in refused.err
-    assert f"(pid {os.getpid()})" in refused.err
-    assert len(box.status()) == 1
-    assert box.run("mps", "stop", "--yes", "--force").code == 0
-    assert box.status() == []
-
-
-def test_a_clients_fault_is_named_with_what_to_do(box: Box) -> None:
+def test_clients_are_shown_and_spared_and_their_faults_named(box: Box) -> None:
     assert box.run("mps", "start", "--yes", "--cards", "1").code == 0
     box.ask(f"attach {os.getpid()}", "card-1")
+    refused = box.run("mps", "stop", "--yes")
+    assert refused.code == 6
+    assert f"{box.pipe('card-1')} is used by " in refused.err
+    assert f"(pid {os.getpid()})" in refused.err
     box.ask("fault", "card-1")
     said = box.run("mps", "status", "--lines", "1")
-    (row,) = box.rows()[:1]
-    assert row[-1] == "FAULT"
+    assert f"(pid {os.getpid()})" in said.out
+    (row,) = [line for line in said.out.splitlines() if line.endswith("  FAULT")]
+    assert str(box.pipe("card-1")) in row
     assert f"Client {os.getpid()} encountered a fatal GPU error" in said.out
     assert "vllmdeploy mps restart --hosts localhost --cards 1" in said.out
+    assert box.run("mps", "stop", "--yes", "--force").code == 0
+    assert box.status() == []
 
 
 def test_a_daemon_that_somebody_else_started_stays(box: Box) -> None:
@@ -226,18 +225,6 @@ def test_a_folder_of_another_user_is_refused_by_name(box: Box) -> None:
     refused = box.run("mps", "start", "--yes", "--cards", "0")
     assert refused.code == 4
     assert f"{theirs} belongs to uid 12345, and MPS would run as uid 0" in refused.err
-
-
-def test_old_logs_go_and_large_ones_are_put_aside(box: Box) -> None:
-    logs = box.folder / "log" / "card-0"
-    logs.mkdir(parents=True)
-    (logs / "control.log").write_bytes(b"x" * (11 << 20))
-    old = logs / "server.log.1"
-    old.write_text("long ago\n")
-    os.utime(old, (0, 0))
-    assert box.run("mps", "start", "--yes", "--cards", "0").code == 0
-    assert sorted(one.name for one in logs.iterdir()) == ["control.log", "control.log.1"]
-    assert (logs / "control.log.1").stat().st_size == 11 << 20
 
 
 def _daemon(row: dict[str, Any]) -> dict[str, Any]:
