@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllmdeploy.workflows.session import Session
 
 app = typer.Typer(help="Images on every host, moved without a registry.", no_args_is_help=True)
+app.command()(image_build.build)
 
 _HEADINGS = ("IMAGE", "HOST", "GROUP", "IDENTITY", "SIZE", "STORE")
 

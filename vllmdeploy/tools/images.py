@@ -192,3 +192,32 @@ def _parse_pullable(result: Result) -> str:
     said = last_line(result.stderr)
     refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
     return said if refused and not result.ok and result.status not in (126, 127) else ""
+
+
+def build(
+    tag: str,
+    dockerfile: str,
+    *,
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    network: str,
+) -> Command:
+    """The context comes on stdin, as a tar."""
+    return Command(
+        (
+            *("docker", "build", "--tag", tag, "--network", network, "--file", dockerfile),
+            *(word for one in arguments.items() for word in ("--build-arg", "=".join(one))),
+            *(word for one in labels.items() for word in ("--label", "=".join(one))),
+            "-",
+        ),
+        limit_s=2 * 3600,
+        root=True,
+    )
+
+
+def prune_stage() -> Command:
+    """The first stage of a build, as large as the image, which Docker's old builder leaves."""
+    label = "label=vllmdeploy.image.stage=made"
+    return Command(
+        ("docker", "image", "prune", "--force", "--filter", label), limit_s=300, root=True
+    )

