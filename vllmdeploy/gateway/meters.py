@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STATUS_CLASSES = ("gone", "1xx", "2xx", "3xx", "4xx", "5xx")
 Labels = tuple[str, ...]
 
 
@@ -34,7 +35,7 @@ class Meters:
     broken_streams: int = 0
 
     def answered(self, route: str, model: str, status: int, seconds: float) -> None:
-        labels = (route, model, _status_class(status))
+        labels = (route, model, _STATUS_CLASSES[status // 100])
         self.requests[labels] = self.requests.get(labels, 0) + 1
         observe(self.durations, (route, model), seconds)
 
@@ -44,10 +45,6 @@ def observe(histograms: dict[Labels, Histogram], labels: Labels, seconds: float)
     if found is None:
         found = histograms[labels] = Histogram()
     found.observe(seconds)
-
-
-def _status_class(status: int) -> str:
-    return "gone" if status == 0 else f"{status // 100}xx"
 
 
 class Page:
@@ -65,7 +62,7 @@ class Page:
         samples: Iterable[tuple[Labels, float]],
     ) -> None:
         self._begin(name, kind, about)
-        self.lines.extend(f"{name}{_braces(names, labels)} {value:g}" for labels, value in samples)
+        self.lines.extend(f"{name}{_braces(names, labels)} {value}" for labels, value in samples)
 
     def histogram(
         self, name: str, about: str, names: Labels, samples: Mapping[Labels, Histogram]
