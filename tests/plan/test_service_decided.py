@@ -174,11 +174,10 @@ def test_without_ray_nothing_can_start() -> None:
     assert reasons[0] == "Ray does not report gpu-02: `vllmdeploy up` mends that"
 
 
-def test_an_image_without_vllm_and_an_executor_that_is_not_written_say_so() -> None:
+def test_an_image_without_vllm_says_so() -> None:
     assert refused(found=group(vllm=Vllm(problem="there is no vLLM"))) == (
         "gpu-01: there is no vLLM",
     )
-    assert "EXECUTOR=mp" in refused(replace(ASKED, executor="mp"))[0]
 
 
 def test_hosts_that_bring_no_card_say_how_they_would() -> None:

@@ -78,6 +78,11 @@ class Layout:
         return f"{self.root}/run"
 
     @property
+    def measured(self) -> str:
+        """What engines said of their KV caches, for the next plan."""
+        return f"{self.root}/cache/measured"
+
+    @property
     def probes(self) -> str:
         return f"{self.root}/cache/probes"
 

@@ -116,8 +116,16 @@ def refusal(shape: ModelShape, tensor_parallel: int, pipeline_parallel: int) -> 
     return ""
 
 
-def assess(shape: ModelShape, weights: Weights, card_mib: int, wanted: Wanted) -> Assessment:
-    """The verdict for cards of this size (the smallest one decides)."""
+def assess(
+    shape: ModelShape,
+    weights: Weights,
+    card_mib: int,
+    wanted: Wanted,
+    *,
+    measured: int | None = None,
+) -> Assessment:
+    """The verdict for cards of this size (the smallest one decides). `measured`: the cache memory
+    that the same engine had when it last started, which is better than any sum."""
     visible = visible_bytes(card_mib)
     tokens = wanted.batched_tokens or _batched_tokens(visible)
     cache = cache_of(
@@ -129,6 +137,8 @@ def assess(shape: ModelShape, weights: Weights, card_mib: int, wanted: Wanted) -
     )
     need = _need(shape, weights, wanted, tokens=tokens, visible=visible)
     budget = int(visible * wanted.utilisation)
+    if measured is not None:
+        need = Need(weights=need.weights, usual=budget - measured, worst=budget - measured)
     length = wanted.length or shape.longest
     refused = refusal(shape, wanted.tensor_parallel, wanted.pipeline_parallel)
     if length > shape.longest:

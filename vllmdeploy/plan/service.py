@@ -7,19 +7,24 @@ from dataclasses import asdict, dataclass
 
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import capacity
+from vllmdeploy.plan import service_ranks as ranks
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.service_cards import Pool, divisors, free_port, pool_of
+from vllmdeploy.plan.service_capacity import Room, no_room, room_for
+from vllmdeploy.plan.service_cards import Pool, divisors, free_ports, pool_of
+from vllmdeploy.plan.service_ranks import Placement
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.manifest_names import name_of, place_of
 from vllmdeploy.tools.vllm_engine import (
     EngineFile,
     EngineSpec,
+    Rank,
     argv,
     canary,
     free_flags,
     taken_flags,
 )
+from vllmdeploy.tools.vllm_measured import Conditions
 from vllmdeploy.tools.vllm_model import FoundModel, Quantization, own_method, quantization
 from vllmdeploy.tools.vllm_services import Service, name_fault
 
@@ -28,10 +33,12 @@ _GENERATION = "VLLMDEPLOY_GENERATION"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedService:
-    """A service with the engine file that the head's warden runs it by."""
+    """A service with the engine file that the head's warden runs it by; `conditions`: those under
+    which what it will say of its cache is worth keeping."""
 
     service: Service
     file: EngineFile
+    conditions: Conditions | None = None
 
 
 def model_folder(wanted: Wanted, asked: ServiceWanted) -> str:
@@ -50,6 +57,12 @@ def service_name(asked: ServiceWanted) -> str:
     return asked.name or name_of(asked.model.rstrip("/"))
 
 
+def engine_name(asked: ServiceWanted) -> str:
+    """The first engine is called as the service is."""
+    name = service_name(asked)
+    return name if asked.replica == 1 else f"{name}.{asked.replica}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Considered:
     """All that follows from what is wanted and what was found, before anything is refused."""
@@ -62,8 +75,15 @@ class _Considered:
     about_model: tuple[str, ...]
     tensor: int
     method: Quantization
-    port: int | None
+    room: Room | None
+    placement: Placement
+    ports: tuple[int, ...]
     generation: int
+
+    @property
+    def ports_needed(self) -> int:
+        """Its own, and two more where ranks meet."""
+        return 3 if len(self.placement) > 1 else 1
 
 
 def decide_service(
@@ -72,25 +92,58 @@ def decide_service(
     """`replaces`: the running service that this one takes the place of."""
     it = _consider(wanted, asked, found, replaces)
     reasons = tuple(_reasons(asked, found, it))
-    if reasons or it.port is None:
+    if reasons:
         raise PreflightRefused(reasons)
-    service = Service(
+    service = _service(wanted, asked, found, it)
+    engine = engine_of(
+        asked, service, it.folder, it.method.method, rank=_rank(service, _addresses(found))
+    )
+    return DecidedService(
+        service=service,
+        file=_file(wanted, service, engine, found, it.pool),
+        conditions=it.room.conditions if it.room else None,
+    )
+
+
+def _service(
+    wanted: Wanted, asked: ServiceWanted, found: FoundServices, it: _Considered
+) -> Service:
+    leader = next(iter(it.placement), found.head.name)
+    members = {one.name: one for one in found.members}
+    shown = {
+        host: ranks.visible(wanted, members[host], cards) for host, cards in it.placement.items()
+    }
+    return Service(
         name=it.name,
         model=it.folder.rpartition("/")[2],
-        names=names_of(it.name, asked, it.folder),
-        port=it.port,
-        host=asked.host,
+        names=names_of(service_name(asked), asked, it.folder),
+        replica_of="" if asked.replica == 1 else service_name(asked),
+        port=it.ports[0],
+        host=asked.host if leader == found.head.name else members[leader].place.ip,
         group=found.head.found.host.group,
         tensor_parallel=it.tensor,
         pipeline_parallel=asked.pipeline_parallel,
+        executor=found.head.executor,
         task=asked.task,
         max_num_seqs=asked.max_num_seqs or 0,
         generation=it.generation,
         head=found.head.name,
+        placement=it.placement,
+        visible={host: one for host, one in shown.items() if one},
+        ranks_ports=it.ports[1:],
         asked=asdict(asked),
     )
-    engine = engine_of(asked, service, it.folder, it.method.method)
-    return DecidedService(service=service, file=_file(wanted, service, engine, found, it.pool))
+
+
+def _addresses(found: FoundServices) -> dict[str, str]:
+    return {member.name: member.place.ip for member in found.members}
+
+
+def _rank(service: Service, addresses: Mapping[str, str]) -> Rank | None:
+    if len(service.placement) < 2:
+        return None
+    master, port = addresses[service.leader], service.ranks_ports[0]
+    return Rank(index=0, count=len(service.placement), master=master, port=port)
 
 
 def _consider(
@@ -101,36 +154,70 @@ def _consider(
     shape, about_model = model_of(found.models, found.head.name, folder)
     head = found.models.get(found.head.name)
     own = own_method(head.config) if head else ""
+    method = quantization(asked.quantization, own, found.vllm.methods)
     kept = found.stored.get(replaces)
     before = kept.service if kept else None
+    tensor = asked.tensor_parallel or pool.total // asked.pipeline_parallel // asked.replicas
+    placement: Placement = {}
+    if found.head.executor == "mp":
+        free = ranks.free_cards(found, besides=replaces)
+        placement = ranks.place(free, tensor * asked.pipeline_parallel)
     return _Considered(
         folder=folder,
-        name=service_name(asked),
+        name=engine_name(asked),
         replaces=replaces,
         pool=pool,
         shape=shape,
         about_model=about_model,
-        tensor=asked.tensor_parallel or pool.total // asked.pipeline_parallel,
-        method=quantization(asked.quantization, own, found.vllm.methods),
-        port=before.port if before else free_port(found, asked.ports),
+        tensor=tensor,
+        method=method,
+        room=room_for(asked, found, shape, tensor, method.method),
+        placement=placement,
+        ports=_ports(asked, found, placement, before),
         generation=before.generation + 1 if before else 1,
     )
+
+
+def _ports(
+    asked: ServiceWanted, found: FoundServices, placement: Placement, before: Service | None
+) -> tuple[int, ...]:
+    """Those it had, where it stays as it was."""
+    leader = next(iter(placement), found.head.name)
+    count = 3 if len(placement) > 1 else 1
+    if before and before.leader == leader and len(before.ports) == count:
+        return before.ports
+    return free_ports(found, asked.ports, count=count, leader=leader)
 
 
 def _reasons(asked: ServiceWanted, found: FoundServices, it: _Considered) -> Iterable[str]:
     yield from _name(it.name, found, it.replaces)
     yield from it.about_model
-    yield from _ray(found, asked)
+    if found.head.executor == "ray":
+        yield from _ray(found)
+    else:
+        world = it.tensor * asked.pipeline_parallel
+        yield from ranks.refusals(found, it.placement, world, besides=it.replaces)
     if it.shape:
         yield from _division(it.shape, it.tensor, asked, it.pool)
     yield from _cards(it.pool, it.tensor * asked.pipeline_parallel, found)
+    if it.room and it.tensor * asked.pipeline_parallel <= it.pool.total:
+        yield from no_room(it.room)
     yield from _vllm(asked, found, it.method)
-    if it.port is None:
+    if len(it.ports) < it.ports_needed:
         first, last = asked.ports
-        yield f"{found.head.name}: no free port in ENGINE_PORTS {first}-{last}"
+        leader = next(iter(it.placement), found.head.name)
+        lacking = "no free port" if it.ports_needed == 1 else f"no {it.ports_needed} free ports"
+        yield f"{leader}: {lacking} in ENGINE_PORTS {first}-{last}"
 
 
-def engine_of(asked: ServiceWanted, service: Service, folder: str, method: str) -> EngineSpec:
+def engine_of(
+    asked: ServiceWanted,
+    service: Service,
+    folder: str,
+    method: str,
+    *,
+    rank: Rank | None = None,
+) -> EngineSpec:
     return EngineSpec(
         model=folder,
         names=service.names,
@@ -139,6 +226,7 @@ def engine_of(asked: ServiceWanted, service: Service, folder: str, method: str) 
         tensor_parallel=service.tensor_parallel,
         pipeline_parallel=service.pipeline_parallel,
         executor=service.executor,
+        rank=rank,
         task=service.task,
         max_model_len=asked.max_model_len,
         max_num_seqs=asked.max_num_seqs,
@@ -155,12 +243,15 @@ def _file(
     line = argv(engine, found.vllm)
     if wanted.runtime != "docker":
         line = (wanted.python, *line[1:])
+    by_ray = service.executor == "ray"
+    # Without it the driver would take any Ray of this machine, or start one of its own.
+    ray = {"RAY_ADDRESS": f"{found.head.place.ip}:{wanted.ports.gcs}"} if by_ray else {}
     return EngineFile(
         name=service.name,
         argv=line,
         environment={
-            # Without it the driver would take any Ray of this machine, or start one of its own.
-            "RAY_ADDRESS": f"{found.head.place.ip}:{wanted.ports.gcs}",
+            **ray,
+            **service.visible.get(service.leader, {}),
             # `-m` would import what lies in the folder that it happens to be started in.
             "PYTHONSAFEPATH": "1",
             # A new number is a new engine, also where nothing else changed.
@@ -168,7 +259,10 @@ def _file(
         },
         url=service.url,
         canary=canary(service.task, service.names[0]),
-        nodes=pool.needed_hosts(service.world),
+        needs_ray=by_ray,
+        nodes=pool.needed_hosts(service.world) if by_ray else (),
+        node="" if by_ray else service.leader,
+        ranks=ranks.link(service, _addresses(found)),
         service=service.document(),
     )
 
@@ -195,9 +289,7 @@ def model_of(
     is the right one."""
     name = folder.rpartition("/")[2]
     reasons = [
-        f"{host}: model {folder}: {one.problem}"
-        for host, one in models.items()
-        if one.problem
+        f"{host}: model {folder}: {one.problem}" for host, one in models.items() if one.problem
     ]
     head = models.get(first)
     for host, one in models.items():
@@ -214,10 +306,8 @@ def model_of(
         return None, tuple(reasons)
 
 
-def _ray(found: FoundServices, asked: ServiceWanted) -> Iterable[str]:
+def _ray(found: FoundServices) -> Iterable[str]:
     head = found.head
-    if asked.executor == "mp":
-        yield "EXECUTOR=mp: services over several hosts without Ray are not written yet"
     if head.found.ray is None:
         yield f"{head.name}: no Ray head runs here: `vllmdeploy up` starts it"
         return
@@ -246,7 +336,7 @@ def _division(shape: ModelShape, tensor: int, asked: ServiceWanted, pool: Pool) 
 
 
 def _cards(pool: Pool, count: int, found: FoundServices) -> Iterable[str]:
-    if not found.ray_nodes:
+    if not found.ray_nodes and found.head.executor == "ray":
         return
     if not pool.total:
         yield "no host brings a card into Ray (on hosts without cards: ray_gpus=1 on their lines)"
@@ -255,7 +345,7 @@ def _cards(pool: Pool, count: int, found: FoundServices) -> Iterable[str]:
 
 
 def _vllm(asked: ServiceWanted, found: FoundServices, method: Quantization) -> Iterable[str]:
-    if found.head.found.ray is None:
+    if found.head.found.ray is None and found.head.executor == "ray":
         return
     if found.vllm.problem:
         yield f"{found.head.name}: {found.vllm.problem}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllmdeploy.plan.service_ranks import cards_of, free_cards, held
 from vllmdeploy.plan.service_wanted import FoundServices
 
 
@@ -45,6 +47,8 @@ class Pool:
 
 def pool_of(found: FoundServices, *, besides: str = "") -> Pool:
     """`besides`: a service that is about to be replaced, whose cards count as free."""
+    if found.head.executor == "mp":
+        return _without_ray(found, besides)
     resource = found.head.accelerator.ray_resource
     nodes = found.ray_nodes
     held = [
@@ -61,12 +65,30 @@ def pool_of(found: FoundServices, *, besides: str = "") -> Pool:
     )
 
 
-def free_port(found: FoundServices, ports: tuple[int, int]) -> int | None:
-    """The first port of the range that nobody listens on and no stored service has."""
-    taken = {listener.port for listener in found.head.found.listeners}
-    taken |= {one.port for one in found.services}
+def _without_ray(found: FoundServices, besides: str) -> Pool:
+    """Nobody but our own services has cards of nodes without Ray."""
+    free = free_cards(found, besides=besides)
+    cards = {one.name: len(cards_of(one)) for one in found.members if one.name in free}
+    counts = Counter(
+        name for by_card in held(found, besides=besides).values() for name in by_card.values()
+    )
+    return Pool(
+        by_host=tuple(cards.items()),
+        in_use=sum(cards.values()) - sum(map(len, free.values())),
+        held=tuple(counts.items()),
+    )
+
+
+def free_ports(
+    found: FoundServices, ports: tuple[int, int], *, count: int = 1, leader: str = ""
+) -> tuple[int, ...]:
+    """The first ports of the range that nobody listens on and no stored service has; fewer than
+    `count` where there are no more. `leader`: the host that is to listen, else the head."""
+    member = next((one for one in found.members if one.name == leader), found.head)
+    taken = {listener.port for listener in member.found.listeners}
+    taken |= {port for one in found.services for port in one.ports}
     first, last = ports
-    return next((port for port in range(first, last + 1) if port not in taken), None)
+    return tuple(port for port in range(first, last + 1) if port not in taken)[:count]
 
 
 def divisors(heads_allow: Sequence[int], most: int) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.plan import Action, Draft, Run, Step, Wait
 from vllmdeploy.errors import NotHealthy
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.preflight import node_name
+from vllmdeploy.plan.service_ranks import files_elsewhere
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
@@ -21,6 +22,7 @@ from vllmdeploy.tools.vllm_engine import (
     parse_engine,
     parse_engines,
 )
+from vllmdeploy.tools.vllm_measured import Conditions, keep
 from vllmdeploy.tools.vllm_services import Service
 
 _USAGE_STATUS = 2  # what an argument parser ends with
@@ -35,13 +37,20 @@ _METRICS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """Where the steps of services are written: a draft, a head, and how its node is asked.
-    `instance`: the node of its own by which an engine runs outside Ray, on the host `head`."""
+    `instance`: the node of its own by which an engine runs outside Ray, on the host `head`.
+    `members`: the hosts of a group without Ray, each of which may run ranks."""
 
     draft: Draft
     wanted: Wanted
     supervisor: Supervisor
     head: Member
     instance: str = ""
+    members: tuple[Member, ...] = ()
+
+    def at(self, host: str) -> Ground:
+        """The same on another host of its group."""
+        there = next((one for one in self.members if one.name == host), self.head)
+        return replace(self, head=there)
 
     @property
     def node(self) -> str:
@@ -96,21 +105,57 @@ class Ground:
 def write(
     ground: Ground, name: str, content: bytes, cause: str, needs: tuple[str, ...] = ()
 ) -> str:
+    """Where it has ranks on other hosts than the head, their files are written first."""
+    ranks = tuple(
+        _write(ground.at(host), name, piece, cause, needs)
+        for host, piece in files_elsewhere(content, ground.head.name).items()
+    )
+    return _write(ground, name, content, cause, (*needs, *ranks))
+
+
+def remember(
+    ground: Ground, service: Service, conditions: Conditions | None, needs: tuple[str, ...]
+) -> None:
+    """What the engine said of its cache, for the next plan. Only the head's own log is read."""
+    if conditions is None or service.leader != ground.head.name:
+        return
+    layout = ground.head.layout
+    log = f"{layout.logs(ground.node)}/{service.name}.log"
+    command = keep(log, layout.measured, conditions)
+    cause = "the next plan counts with what was measured"
+    ground.add("keep", f"cache size of {service.name}", cause, ground.run(command), needs)
+
+
+def _write(ground: Ground, name: str, content: bytes, cause: str, needs: tuple[str, ...]) -> str:
     command = files.write(f"{ground.head.layout.services}/{name}.json", content)
     return ground.add("write", f"service {name}", cause, ground.run(command), needs)
+
+
+def restore_ranks(
+    ground: Ground, name: str, content: bytes, there: Mapping[str, Mapping[str, str]]
+) -> tuple[str, ...]:
+    """The files of a stored service on other hosts than the head, where they are not as they
+    should be. `there`: digests of what is in each host's services folder."""
+    file = f"{name}.json"
+    return tuple(
+        _write(ground.at(host), name, piece, "its rank's file is not as stored", ())
+        for host, piece in files_elsewhere(content, ground.head.name).items()
+        if there.get(host, {}).get(file) != files.digest(piece)
+    )
 
 
 def await_answer(
     ground: Ground, service: Service, cause: str, needs: tuple[str, ...], *, fresh: bool
 ) -> str:
     """Its engine is healthy and has generated a token. `fresh`: what it did before counts not."""
+    ground = ground.at(service.leader)
     child = ground.instance or service.name
     subject = f"{ground.noun} {service.name}"
     hint = _look_at(ground, service)
     hopeless = _not_running(f"{ground.head.name}: {subject}", child, hint)
     wait = Wait(
         command=ground.ctl("status"),
-        missing=hopeless if fresh else _not_running_yet(child),
+        missing=_of_this_one(service, child, hopeless if fresh else _not_running_yet(child)),
         limit_s=START_LIMIT_S,
         explain=((ground.head.name, ground.ctl("logs", child, "--tail", "12")),),
     )
@@ -121,6 +166,20 @@ def _look_at(ground: Ground, service: Service) -> str:
     if ground.instance:
         return f"vllmdeploy instances logs {service.belongs_to}"
     return f"vllmdeploy logs {ground.head.name}"
+
+
+def _of_this_one(
+    service: Service, child: str, missing: Callable[[Result], str | None]
+) -> Callable[[Result], str | None]:
+    """What the engine before it does or did says nothing; wardens of old packages do not tell."""
+
+    def still_missing(result: Result) -> str | None:
+        state = parse_engine(result, child)
+        if state.generation and state.generation != str(service.generation):
+            return f"generation {state.generation} is {state.words}"
+        return missing(result)
+
+    return still_missing
 
 
 def _not_running(subject: str, child: str, hint: str) -> Callable[[Result], str | None]:
@@ -158,12 +217,15 @@ def _words(state: EngineState) -> str:
 
 def drain(ground: Ground, service: Service, needs: tuple[str, ...]) -> str:
     """Until it works on nothing any more; an engine that does not answer has nothing to lose."""
+    ground = ground.at(service.leader)
     wait = Wait(
         command=ground.inside("python3", "-c", _METRICS, service.url),
         missing=_still_at_work,
         limit_s=_DRAIN_S,
     )
-    return ground.add("drain", f"{ground.noun} {service.name}", "no request is cut off", wait, needs)
+    return ground.add(
+        "drain", f"{ground.noun} {service.name}", "no request is cut off", wait, needs
+    )
 
 
 def _still_at_work(result: Result) -> str | None:
@@ -177,8 +239,22 @@ def _still_at_work(result: Result) -> str | None:
     return f"{running:g} requests are at work" if running else None
 
 
-def remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...] = ()) -> str:
-    """The file goes, and the warden ends the engine; the step is done when it has."""
+def remove(
+    ground: Ground,
+    name: str,
+    cause: str,
+    needs: tuple[str, ...] = (),
+    *,
+    ranks: Iterable[str] = (),
+) -> tuple[str, ...]:
+    """The file goes, and the warden ends the engine; the last steps are done when it has. Its ranks
+    on other hosts than the head end after the one there, which may lead them."""
+    ended = (_remove(ground, name, cause, needs),)
+    elsewhere = [host for host in ranks if host != ground.head.name]
+    return tuple(_remove(ground.at(host), name, cause, ended) for host in elsewhere) or ended
+
+
+def _remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...]) -> str:
     command = files.remove(f"{ground.head.layout.services}/{name}.json")
     gone = ground.add(
         "remove", f"service {name}", cause, ground.run(command), needs, destructive=True

@@ -11,8 +11,10 @@ from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.wanted import ExecutorChoice, Wanted
 from vllmdeploy.tools import docker
 from vllmdeploy.tools.ray import RayNode
+from vllmdeploy.tools.safetensors import Weights
 from vllmdeploy.tools.vllm import Vllm
 from vllmdeploy.tools.vllm_engine import EngineState, Task
+from vllmdeploy.tools.vllm_measured import Measured
 from vllmdeploy.tools.vllm_model import FoundModel
 from vllmdeploy.tools.vllm_services import Service, Stored
 
@@ -20,7 +22,7 @@ from vllmdeploy.tools.vllm_services import Service, Stored
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceWanted:
     """One `start-service`. `model`: a folder's name, a repository's id or a path below MODEL_PATH;
-    `tensor_parallel` 0: all cards."""
+    `tensor_parallel` 0: all cards; `replica`: which of its engines this is, from 1."""
 
     model: str
     name: str = ""
@@ -37,6 +39,8 @@ class ServiceWanted:
     arguments: tuple[str, ...] = ()
     ports: tuple[int, int] = (8100, 8199)
     host: str = "127.0.0.1"
+    replicas: int = 1
+    replica: int = 1
 
     @classmethod
     def stored(cls, kept: Mapping[str, object]) -> ServiceWanted:
@@ -51,17 +55,28 @@ class ServiceWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundServices:
-    """One group as a service meets it: its members, what is stored, what runs, what is inside."""
+    """One group as a service meets it: its members, what is stored, what runs, what is inside.
+    `weights`: of the model on the head, where they can be told; `measured`: what engines said of
+    their caches before, by their conditions; `elsewhere`: by host, the digests of the files of
+    ranks on other hosts than the head."""
 
     members: tuple[Member, ...]
     stored: Mapping[str, Stored] = field(default_factory=dict[str, Stored])
     engines: Mapping[str, EngineState] = field(default_factory=dict[str, EngineState])
     vllm: Vllm = field(default_factory=Vllm)
     models: Mapping[str, FoundModel] = field(default_factory=dict[str, FoundModel])
+    weights: Weights | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict[str, Measured])
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
 
     @property
     def head(self) -> Member:
         return self.members[0]
+
+    @property
+    def with_ranks(self) -> tuple[Member, ...]:
+        """The hosts that run ranks by files of their own: all of a group without Ray."""
+        return self.members if self.head.executor == "mp" else ()
 
     @property
     def ray_nodes(self) -> tuple[RayNode, ...]:

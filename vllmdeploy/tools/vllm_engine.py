@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from vllmdeploy.core.command import Result
+from vllmdeploy.core.reading import number
 from vllmdeploy.errors import last_line
 from vllmdeploy.tools.vllm import SERVE, SERVER, Vllm, normal
 
@@ -148,7 +149,8 @@ def canary(task: Task, model: str) -> tuple[str, Mapping[str, object]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFile:
-    """The file by which a warden runs an engine. `service` is kept for us and not read by it."""
+    """The file by which a warden runs an engine. `service` is kept for us and not read by it;
+    `node`: the only host whose warden runs it; `ranks`: what it and others begin together by."""
 
     name: str
     argv: tuple[str, ...]
@@ -157,6 +159,8 @@ class EngineFile:
     canary: tuple[str, Mapping[str, object]] | None = None
     needs_ray: bool = True
     nodes: tuple[str, ...] = ()
+    node: str = ""
+    ranks: Mapping[str, object] = field(default_factory=dict[str, object])
     start_limit_s: float = START_LIMIT_S
     service: Mapping[str, object] = field(default_factory=dict[str, object])
 
@@ -171,6 +175,8 @@ class EngineFile:
             "stop_limit_s": SHUTDOWN_S + 15.0,
             "service": dict(self.service),
         }
+        document |= {"node": self.node} if self.node else {}
+        document |= {"ranks": dict(self.ranks)} if self.ranks else {}
         if self.url:
             document |= {"health_url": f"{self.url}/health", "metrics_url": f"{self.url}/metrics"}
         if self.url and self.canary:
@@ -192,6 +198,9 @@ class EngineState:
     last_lines: tuple[str, ...] = ()
     failure: str = ""
     problem: str = ""
+    generation: str = ""
+    took_s: float | None = None
+    """How long its last start took."""
 
     @property
     def words(self) -> str:
@@ -221,6 +230,25 @@ def parse_engine(result: Result, name: str) -> EngineState:
 
 
 def _state(shown: dict[str, Any]) -> EngineState:
+    """The engine as its leader has it, with the failures of its rank that failed most."""
+    own = _own_state(shown)
+    ranks = cast("list[dict[str, Any]]", shown.get("ranks") or [])
+    none: dict[str, Any] = {}
+    worst = max(ranks, key=lambda one: int(one.get("failures") or 0), default=none)
+    if int(worst.get("failures") or 0) <= own.failures or own.state == "running":
+        return own
+    host, code = str(worst.get("host")), worst.get("exit_code")
+    lines = cast("list[object]", worst.get("lines") or [])
+    return replace(
+        own,
+        failures=int(worst["failures"]),
+        exit_code=code if isinstance(code, int) else None,
+        failure=f"rank {worst.get('rank')} on {host}: {worst.get('reason')}",
+        last_lines=tuple(f"{host}: {line}" for line in lines),
+    )
+
+
+def _own_state(shown: dict[str, Any]) -> EngineState:
     failure = cast("dict[str, Any]", shown.get("last_failure") or {})
     ended = cast("dict[str, Any]", shown.get("last_exit") or {})
     lines = failure.get("last_lines") or shown.get("last_lines") or ()
@@ -234,4 +262,6 @@ def _state(shown: dict[str, Any]) -> EngineState:
         restarts=int(shown.get("restarts") or 0),
         last_lines=tuple(map(str, lines)),
         failure=str(failure.get("reason") or ""),
+        generation=str(shown.get("generation") or ""),
+        took_s=number(shown.get("took_s")),
     )

@@ -45,7 +45,7 @@ class ServicePlan:
 
     def gone_wrong(self, applied: cluster.Applied) -> bool:
         """Its engine did not come up. A gateway that failed is no reason to end a good engine."""
-        key = f"{self.service.head}: await service {self.service.name}"
+        key = f"{self.service.leader}: await service {self.service.name}"
         return any(
             one.step.key == key and one.outcome is Outcome.FAILED for one in applied.outcomes
         )
@@ -91,10 +91,11 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
     written = steps.write(ground, decided.service.name, decided.file.content(), "not there")
     cause = "its engine loads and answers a canary"
     up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
+    steps.remember(ground, decided.service, decided.conditions, (up,))
     services = {**seen.services, decided.service.name: decided.service}
     offering(session, seen, ground.draft).up([*services.values()], "a new service", (up,))
     undo = replace(ground, draft=Draft())
-    steps.remove(undo, decided.service.name, "it did not start")
+    steps.remove(undo, decided.service.name, "it did not start", ranks=decided.service.placement)
     return ServicePlan(
         plan=ground.draft.finished(),
         service=decided.service,
@@ -131,8 +132,8 @@ def decide_stop(session: Session, name: str) -> ServicePlan:
     if before:
         others = [one for one in seen.services.values() if one.name != name]
         needs = _unrouted(session, seen, ground, before, others)
-    steps.remove(ground, name, "stop-service", needs)
     service = before or Service(name=name, model="", names=(name,), port=0)
+    steps.remove(ground, name, "stop-service", needs, ranks=service.placement)
     return ServicePlan(plan=ground.draft.finished(), service=service, keys=seen.keys)
 
 
@@ -148,8 +149,9 @@ def decide_restart(session: Session, name: str, changes: Mapping[str, Any]) -> S
     decided = decide_service(session.wanted, _placed(session, asked, found), found, replaces=name)
     others = [one for one in seen.services.values() if one.name != name]
     drained = _unrouted(session, seen, ground, kept.service, others)
-    gone = steps.remove(ground, name, "restart-service", drained)
-    written = steps.write(ground, name, decided.file.content(), "restart-service", (gone,))
+    before = kept.service.placement
+    gone = steps.remove(ground, name, "restart-service", drained, ranks=before)
+    written = steps.write(ground, name, decided.file.content(), "restart-service", gone)
     cause = "its engine loads and answers a canary"
     up = steps.await_answer(ground, decided.service, cause, (written,), fresh=True)
     back = replace(seen, fleet="")
@@ -173,8 +175,8 @@ def _way_back(
 ) -> Plan:
     name = decided.service.name
     back = replace(ground, draft=Draft())
-    gone = steps.remove(back, name, "it did not start")
-    written = steps.write(back, name, content, "the version before", (gone,))
+    gone = steps.remove(back, name, "it did not start", ranks=decided.service.placement)
+    written = steps.write(back, name, content, "the version before", gone)
     cause = "the version before answers"
     up = steps.await_answer(back, decided.service, cause, (written,), fresh=True)
     offering(session, seen, back.draft).up(services, "the version before", (up,))
@@ -213,14 +215,19 @@ def _with_services(session: Session, seen: Seen, plan: Plan) -> Plan:
             wanted=session.wanted,
             supervisor=session.supervisor,
             head=group.head,
+            members=group.with_ranks,
         )
         hosts = {member.name for member in group.members}
         before = tuple(step.key for step in plan if step.host in hosts)
         for service in group.services:
             state = group.engines.get(service.name) or EngineState(state="not running")
-            if before or state.state != "running":
+            content = group.stored[service.name].content
+            written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
+            if before or written or state.state != "running":
                 cause = "its spec is stored here" if before else state.words
-                awaited.append(steps.await_answer(ground, service, cause, before, fresh=False))
+                awaited.append(
+                    steps.await_answer(ground, service, cause, (*before, *written), fresh=False)
+                )
     offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
     return draft.finished()
 
@@ -233,7 +240,11 @@ def _ground(session: Session, seen: Seen, group: str) -> tuple[Ground, FoundServ
         raise PreflightRefused(seen.problems[group])
     found = seen.groups[group]
     ground = Ground(
-        draft=Draft(), wanted=session.wanted, supervisor=session.supervisor, head=found.head
+        draft=Draft(),
+        wanted=session.wanted,
+        supervisor=session.supervisor,
+        head=found.head,
+        members=found.with_ranks,
     )
     return ground, found
 

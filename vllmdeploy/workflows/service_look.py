@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask, ask_one
@@ -16,12 +16,16 @@ from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_gateway_node import fleet_folder, gateway_name
 from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.tools import files, vllm
-from vllmdeploy.tools.vllm_engine import parse_engines
+from vllmdeploy.tools.model_weights import weights, weights_argv
+from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
+from vllmdeploy.tools.vllm_measured import Measured, measured
 from vllmdeploy.tools.vllm_model import FoundModel, folder
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
 from vllmdeploy.workflows import cluster
 from vllmdeploy.workflows.service_keys import Keys, gateway_wanted
 from vllmdeploy.workflows.session import Session
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +46,9 @@ class Seen:
     def group_of(self, name: str) -> FoundServices:
         """The group that has this service."""
         for group in self.groups.values():
-            if name in group.stored:
+            if name in group.stored or any(one.belongs_to == name for one in group.services):
                 return group
-        there = ", ".join(sorted(self.services)) or "none"
+        there = ", ".join(sorted({one.belongs_to for one in self.services.values()})) or "none"
         raise UsageError(f"there is no service {name}", hint=f"there are: {there}")
 
     def address(self, lead: str) -> str:
@@ -84,28 +88,74 @@ def _look_at(session: Session, members: tuple[Member, ...], model: str) -> Found
     package = next(
         (one.package for one in head.found.ours(wanted.cluster) if one.name == node), wanted.package
     )
+    measuring = inside(wanted, node, *weights_argv(model)) if model else None
     facts: list[Fact[Any]] = [
         stored(layout.services),
         Fact("engines", session.supervisor.ctl(node, layout, package, "status"), parse_engines),
         vllm.installed(inside(wanted, node, *vllm.probe_argv())),
     ]
-    said, engines, installed = ask(session.shells[head.name], facts, way)
+    if measuring:
+        facts += [weights(measuring.within(60)), measured(layout.measured)]
+    said, engines, installed, *more = ask(session.shells[head.name], facts, way)
+    nothing: dict[str, Measured] = {}
+    sizes, before = more or (None, nothing)
+    services = [one.service for one in said.values() if one.service]
+    others = look_elsewhere(session, members) if head.executor == "mp" else {}
+    led = {
+        one.name: others[one.leader].engines.get(one.name, EngineState())
+        for one in services
+        if one.leader in others
+    }
     return FoundServices(
         members=members,
         stored=said,
-        engines=engines,
+        engines={**engines, **led},
+        weights=sizes,
+        measured=before,
+        elsewhere={host: one.files for host, one in others.items()},
         vllm=installed,
         models=_models(session, members, model) if model else {},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What another host than the head has of services without Ray: files' digests, engines."""
+
+    files: Mapping[str, str]
+    engines: Mapping[str, EngineState]
+
+
+def look_elsewhere(session: Session, members: Sequence[Member]) -> dict[str, Elsewhere]:
+    """Every member but the first, which is the head, all at once."""
+
+    def ask_host(member: Member) -> Elsewhere:
+        node, layout = node_name(session.wanted, member.found), member.layout
+        ours = member.found.ours(session.wanted.cluster)
+        package = next((one.package for one in ours if one.name == node), session.wanted.package)
+        status = session.supervisor.ctl(node, layout, package, "status")
+        facts: list[Fact[Any]] = [
+            files.digests(layout.services),
+            Fact("engines", status, parse_engines),
+        ]
+        digests, engines = ask(session.shells[member.name], facts, member.found.access)
+        return Elsewhere(digests, engines)
+
+    return _each(members[1:], ask_host)
 
 
 def _models(session: Session, members: tuple[Member, ...], path: str) -> dict[str, FoundModel]:
     def ask_host(member: Member) -> FoundModel:
         return ask_one(session.shells[member.name], folder(path), member.found.access)
 
-    answers = each(members, ask_host)
-    for answer in answers:
+    return _each(members, ask_host)
+
+
+def _each(members: Sequence[Member], ask_host: Callable[[Member], T]) -> dict[str, T]:
+    """The answers by host; one host that gives none is an error."""
+    found: dict[str, T] = {}
+    for member, answer in zip(members, each(members, ask_host), strict=True):
         if isinstance(answer, VllmdeployError):
             raise answer
-    models = (one for one in answers if isinstance(one, FoundModel))
-    return dict(zip((member.name for member in members), models, strict=True))
+        found[member.name] = answer
+    return found

@@ -13,6 +13,7 @@ from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
@@ -46,10 +47,12 @@ def service_statuses(
         for host in session.fleet.hosts
         if host.head and isinstance(one := found[host.name], FoundHost)
     ]
-    return tuple(status for head in heads for status in _on(session, head))
+    return tuple(status for head in heads for status in _on(session, head, found))
 
 
-def _on(session: Session, head: FoundHost) -> Iterable[ServiceStatus]:
+def _on(
+    session: Session, head: FoundHost, found: Mapping[str, FoundHost | VllmdeployError]
+) -> Iterable[ServiceStatus]:
     nodes = {one.role: one for one in head.ours(session.wanted.cluster) if one.running}
     node = nodes.get("ray-head")
     shell, way = session.shells[head.host.name], head.access
@@ -61,6 +64,7 @@ def _on(session: Session, head: FoundHost) -> Iterable[ServiceStatus]:
     kept = cast("Mapping[str, Stored]", said[0])
     engines = cast("Mapping[str, EngineState]", said[1] if node else {})
     services = [one.service for one in kept.values() if one.service]
+    engines = {**engines, **_led_elsewhere(session, services, found)}
     broken = (
         ServiceStatus(
             service=name, model="", group=head.host.group, state="unreadable", why=one.problem
@@ -75,6 +79,30 @@ def _on(session: Session, head: FoundHost) -> Iterable[ServiceStatus]:
         *(_status(one, engines, pages.get(one.name, ""), gateway=gateway) for one in services),
         *broken,
     )
+
+
+def _led_elsewhere(
+    session: Session,
+    services: Iterable[Service],
+    found: Mapping[str, FoundHost | VllmdeployError],
+) -> Mapping[str, EngineState]:
+    """Engines without Ray whose first rank runs on another host than the head."""
+    engines: dict[str, EngineState] = {}
+    for service in services:
+        leader = found.get(service.leader)
+        if service.leader == service.head or not isinstance(leader, FoundHost):
+            continue
+        name = node_name(session.wanted, leader)
+        ours = leader.ours(session.wanted.cluster)
+        node = next((one for one in ours if one.name == name), None)
+        if node is None or not node.running:
+            engines[service.name] = EngineState(state="absent", reason=f"{service.leader} is down")
+            continue
+        command = session.supervisor.ctl(name, leader.access.layout, node.package, "status")
+        facts = [Fact("engines", command.within(10), parse_engines)]
+        (seen,) = ask(session.shells[service.leader], facts, leader.access)
+        engines[service.name] = seen.get(service.name) or seen.get("") or EngineState()
+    return engines
 
 
 def _pages(

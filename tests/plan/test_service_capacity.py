@@ -1,0 +1,225 @@
+"""A service whose model has no room is refused before anything starts, with what would work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plan.builders import lines, wanted
+from tests.plan.service_builders import ASKED, MODEL, VLLM, group
+from vllmdeploy.core.card import Card
+from vllmdeploy.core.command import Command
+from vllmdeploy.core.plan import Draft
+from vllmdeploy.effects.local import LocalShell
+from vllmdeploy.errors import PreflightRefused
+from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.service import DecidedService, decide_service
+from vllmdeploy.plan.service_capacity import cards_of, value_of
+from vllmdeploy.plan.service_steps import Ground
+from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
+from vllmdeploy.plan.supervise import InDocker
+from vllmdeploy.tools.model_weights import weights, weights_argv
+from vllmdeploy.tools.safetensors import Weights, of_folder
+from vllmdeploy.tools.vllm_measured import Conditions, Measured, keep, measured
+
+GIB = 2**30
+LLAMA_8B = json.dumps(
+    {
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+    }
+)
+SIZE = Weights(total_bytes=16 * GIB)
+
+
+def fleet(gib: float | None = 24, size: Weights | None = SIZE, **changes: Any) -> FoundServices:
+    """Two hosts of two cards with so much memory each, and a model of 8 billion parameters."""
+    model = replace(MODEL, config=LLAMA_8B)
+    found = group(models={"gpu-01": model, "gpu-02": model}, weights=size, **changes)
+    memory = None if gib is None else int(gib * 1024)
+    cards = tuple(Card(index=one, name="A", memory_total_mib=memory) for one in range(2))
+    members = tuple(replace(one, share=replace(one.share, cards=cards)) for one in found.members)
+    return replace(found, members=members)
+
+
+def asked(tensor: int = 1, **changes: Any) -> ServiceWanted:
+    return replace(ASKED, tensor_parallel=tensor, **changes)
+
+
+def decide(what: ServiceWanted, found: FoundServices) -> DecidedService:
+    return decide_service(wanted(), what, found)
+
+
+def refused(what: ServiceWanted, found: FoundServices) -> tuple[str, ...]:
+    with pytest.raises(PreflightRefused) as caught:
+        decide(what, found)
+    return tuple(caught.value.reasons)
+
+
+def test_a_model_that_is_larger_than_its_cards_is_refused_with_a_division_that_holds_it() -> None:
+    assert refused(asked(1, max_model_len=4096), fleet(16)) == (
+        "does not fit: 16.0 GiB of weights on 1 card of 16 GiB: the weights and what vLLM needs"
+        " beside them leave no room for a cache; it would with TP 2",
+    )
+
+
+def test_one_that_no_division_holds_says_so() -> None:
+    (reason,) = refused(asked(4), fleet(4))
+    assert reason.endswith("; no division over 4 cards makes it fit")
+
+
+def test_a_context_that_has_no_room_says_which_has() -> None:
+    (reason,) = refused(asked(1), fleet(24))
+    assert "no room for one request of the model's whole context (131072 tokens)" in reason
+    longest = int(reason.split("--max-model-len ")[1].split()[0])
+    assert decide(asked(1, max_model_len=longest), fleet(24)).service.world == 1
+    (reason,) = refused(asked(1, max_model_len=131072), fleet(24))
+    assert "it would with TP" in reason
+
+
+def test_what_fits_is_started() -> None:
+    decided = decide(asked(2, max_model_len=8192), fleet(24))
+    assert decided.conditions is not None
+    assert (decided.conditions.card, decided.conditions.tensor_parallel) == ("A", 2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--max-model-len", "4096"),
+        ("--max-model-len=4k",),
+        ("--max_model_len=4096",),
+        ("--cpu-offload-gb", "30"),
+    ],
+)
+def test_the_users_own_flags_are_counted_with(flags: tuple[str, ...]) -> None:
+    vllm = replace(VLLM, flags=VLLM.flags | {"--cpu-offload-gb"})
+    assert decide(asked(1, arguments=flags), fleet(24, vllm=vllm)).service.world == 1
+
+
+def test_the_last_value_of_a_flag_wins() -> None:
+    words = ("--max-num-seqs=4", "--x", "--max_num_seqs", "8")
+    assert (value_of(words, "--max-num-seqs"), value_of(words, "--y")) == ("8", "")
+    assert value_of(("--max-num-seqs",), "--max-num-seqs") == ""
+
+
+@pytest.mark.parametrize("found", [fleet(None), fleet(16, None)])
+def test_what_nobody_can_know_refuses_nothing(found: FoundServices) -> None:
+    assert decide(asked(1), found).conditions is None
+
+
+def test_on_processors_the_engines_own_setting_decides() -> None:
+    found = fleet(1)
+    members = tuple(
+        replace(one, accelerator=replace(one.accelerator, name="cpu")) for one in found.members
+    )
+    assert cards_of(members) is None
+    assert decide(asked(1), replace(found, members=members)).conditions is None
+
+
+def test_weights_that_vllm_shrinks_while_it_loads_them_take_less() -> None:
+    assert refused(asked(1, max_model_len=2048), fleet(16))
+    assert decide(asked(1, max_model_len=2048, quantization="fp8"), fleet(16)).service.world == 1
+
+
+def test_what_was_measured_counts_more_than_what_was_computed() -> None:
+    found = fleet(24)
+    first = decide(asked(1, max_model_len=4096), found)
+    assert first.conditions is not None
+    # One token takes 128 KiB: 0.25 GiB hold 2048 of them.
+    little = {first.conditions.key: Measured(available=GIB // 4)}
+    (reason,) = refused(asked(1, max_model_len=4096), replace(found, measured=little))
+    assert "one request of 4096 tokens needs more cache than there is (2048 have room)" in reason
+    much = {first.conditions.key: Measured(available=17 * GIB)}
+    assert decide(asked(1), replace(found, measured=much)).service.world == 1
+
+
+def test_an_engines_own_word_is_kept_and_read_again(tmp_path: Path) -> None:
+    log = tmp_path / "m.log"
+    log.write_text(
+        "INFO Available KV cache memory: 99.00 GiB\n"
+        "(Worker pid=1) INFO Available KV cache memory: 4.25 GiB\n"
+        "(Worker pid=2) INFO Available KV cache memory: 4.00 GiB\n"
+        "INFO GPU KV cache size: 161,280 tokens\n"
+    )
+    conditions = Conditions(
+        image="i", card="c", model="m", weights=1, tensor_parallel=2, pipeline_parallel=1,
+        utilisation=0.9,
+    )  # fmt: skip
+    shell, folder = LocalShell("here"), str(tmp_path / "kept")
+    fact = measured(folder)
+    assert fact.parse(shell.run(fact.command)) == {}
+    assert shell.run(keep(str(log), folder, conditions)).ok
+    known = fact.parse(shell.run(fact.command))
+    assert known == {conditions.key: Measured(available=4 * GIB, tokens=161_280)}
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_text("{}\nAvailable KV cache memory: -1 GiB\n")
+    (tmp_path / "kept" / "other.txt").write_text("{half")
+    assert fact.parse(shell.run(fact.command)) == {}
+
+
+def test_a_log_without_it_changes_nothing(tmp_path: Path) -> None:
+    conditions = Conditions(
+        image="i", card="c", model="m", weights=1, tensor_parallel=1, pipeline_parallel=1,
+        utilisation=0.9,
+    )  # fmt: skip
+    shell = LocalShell("here")
+    assert shell.run(keep(str(tmp_path / "none.log"), str(tmp_path / "kept"), conditions)).ok
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_head_keeps_what_its_own_engines_said() -> None:
+    found = fleet(24)
+    decided = decide(asked(2, max_model_len=4096), found)
+    ground = Ground(draft=Draft(), wanted=wanted(), supervisor=InDocker(), head=found.head)
+    steps.remember(ground, decided.service, decided.conditions, ())
+    steps.remember(ground, decided.service, None, ())
+    elsewhere = replace(decided.service, name="n", placement={"gpu-02": (0,)})
+    steps.remember(ground, elsewhere, decided.conditions, ())
+    assert lines(ground.draft.finished()) == (
+        "gpu-01: keep cache size of m (the next plan counts with what was measured)"
+    )
+    said = str(ground.draft.steps[0].command)
+    assert "/var/lib/vllmdeploy/vllm/logs/vllm-ray-head/m.log" in said
+
+
+def model_folder(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        header = {"__metadata__": {}, f"{name}.weight": {"dtype": "BF16", "shape": [4, 2]}}
+        header[f"{name}.weight"]["data_offsets"] = [0, 16]
+        text = json.dumps(header).encode()
+        (folder / f"{name}.safetensors").write_bytes(
+            len(text).to_bytes(8, "little") + text + bytes(16)
+        )
+
+
+def told(folder: Path) -> Weights | None:
+    fact = weights(Command(weights_argv(str(folder))))
+    return fact.parse(LocalShell("here").run(fact.command))
+
+
+def test_a_hosts_own_python_tells_what_we_would_read(tmp_path: Path) -> None:
+    assert told(tmp_path) is None
+    model_folder(tmp_path, ("a", "b"))
+    assert told(tmp_path) == of_folder(tmp_path)
+    (tmp_path / "c.safetensors").write_bytes(b"\xff" * 100)
+    broken = told(tmp_path)
+    assert broken is not None
+    assert broken.tensors == ()
+    assert broken.total_bytes > 100
+
+
+@pytest.mark.parametrize("answer", ["", "@@weights@@", "@@weights@@AAAA", "@@weights@@e30="])
+def test_an_answer_that_is_none_is_not_known(answer: str) -> None:
+    fact = weights(Command(("printf", "%s", answer)))
+    assert fact.parse(LocalShell("here").run(fact.command)) is None

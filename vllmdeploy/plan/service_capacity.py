@@ -1,0 +1,194 @@
+"""Whether a service's model has room on the cards it is to run on, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from vllmdeploy.plan.capacity import (
+    DEFAULT_UTILISATION,
+    Assessment,
+    Verdict,
+    Wanted,
+    assess,
+    refusal,
+)
+from vllmdeploy.plan.capacity_model import ModelShape
+from vllmdeploy.plan.capacity_search import Cards, suggested
+from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
+from vllmdeploy.tools.safetensors import Weights
+from vllmdeploy.tools.vllm import flag_of, normal
+from vllmdeploy.tools.vllm_measured import Conditions
+
+# Where parts of a model lie in the host's memory, our sums do not hold.
+_ELSEWHERE = ("--cpu-offload-gb", "--kv-offloading-size", "--offload-group-size")
+# What plain weights shrink to while they are loaded by a method of vLLM's own.
+_SHRUNK = {"fp8": 2, "int8_per_channel_weight_only": 2, "bitsandbytes": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A model on the cards of a group: what decides whether it fits."""
+
+    shape: ModelShape
+    weights: Weights
+    wanted: Wanted
+    cards: Cards
+    conditions: Conditions
+    found: Assessment
+
+
+def room_for(
+    asked: ServiceWanted,
+    found: FoundServices,
+    shape: ModelShape | None,
+    tensor_parallel: int,
+    method: str = "",
+) -> Room | None:
+    """None: nothing can be said. On processors the engine's own setting decides."""
+    cards, weights = cards_of(found.members), found.weights
+    offloaded = any(normal(word) in _ELSEWHERE for word in asked.arguments)
+    if shape is None or weights is None or cards is None or offloaded or not tensor_parallel:
+        return None
+    weights = _shrunk(weights, method)
+    wanted = _wanted(asked, tensor_parallel)
+    conditions = _conditions(asked, found, weights, wanted, method)
+    measured = found.measured.get(conditions.key)
+    assessed = assess(
+        shape,
+        weights,
+        cards.memory_mib,
+        wanted,
+        measured=measured.available if measured else None,
+    )
+    return Room(
+        shape=shape,
+        weights=weights,
+        wanted=wanted,
+        cards=cards,
+        conditions=conditions,
+        found=assessed,
+    )
+
+
+def cards_of(members: Sequence[Member]) -> Cards | None:
+    """What every host of the group has at least; None where a tool does not say."""
+    having = [one for one in members if one.share.cards and one.accelerator.name != "cpu"]
+    memory = [card.memory_total_mib for one in having for card in one.share.cards]
+    known = [size for size in memory if size]
+    if not known or len(known) < len(memory):
+        return None
+    fewest = min(len(one.share.cards) for one in having)
+    return Cards(per_host=fewest, memory_mib=min(known), hosts=len(having))
+
+
+def no_room(room: Room) -> Iterable[str]:
+    """Why it cannot start, and what could; what is only tight is tried."""
+    assessed, wanted = room.found, room.wanted
+    if refusal(room.shape, wanted.tensor_parallel, wanted.pipeline_parallel):
+        return  # said by itself, with the divisions that work
+    if assessed.verdict is Verdict.NOT:
+        yield f"{_where(room)}: {assessed.reason}{_instead(room)}"
+    elif assessed.verdict is Verdict.SHORTER and not _whole_context(assessed):
+        yield (
+            f"{_where(room)}: no room for one request of the model's whole context"
+            f" ({assessed.length} tokens): give --max-model-len {assessed.longest} or less"
+        )
+
+
+def _whole_context(assessed: Assessment) -> bool:
+    return assessed.cache.concurrency(assessed.available_usual, assessed.length) >= 1
+
+
+def _where(room: Room) -> str:
+    wanted, gib = room.wanted, room.cards.memory_mib / 1024
+    ranks = wanted.tensor_parallel * wanted.pipeline_parallel
+    cards = f"{ranks} cards" if ranks > 1 else "1 card"
+    size = room.weights.total_bytes / 2**30
+    return f"does not fit: {size:.1f} GiB of weights on {cards} of {gib:.0f} GiB"
+
+
+def _instead(room: Room) -> str:
+    best = suggested(room.shape, room.weights, room.cards, room.wanted)
+    if best is None:
+        return f"; no division over {room.cards.per_host * room.cards.hosts} cards makes it fit"
+    wanted = best.wanted
+    pipeline = f" and --pp {wanted.pipeline_parallel}" if wanted.pipeline_parallel > 1 else ""
+    length = min(best.length, best.longest)
+    shorter = f" with --max-model-len {length}" if length < (room.found.length or 0) else ""
+    return f"; it would with TP {wanted.tensor_parallel}{pipeline}{shorter}"
+
+
+def _wanted(asked: ServiceWanted, tensor_parallel: int) -> Wanted:
+    words = asked.arguments
+    eager = any(normal(word) == "--enforce-eager" for word in words)
+    cache = value_of(words, "--kv-cache-dtype") or "auto"
+    return Wanted(
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=asked.pipeline_parallel,
+        utilisation=(
+            _real(value_of(words, "--gpu-memory-utilization"))
+            or asked.gpu_memory_utilization
+            or DEFAULT_UTILISATION
+        ),
+        length=_whole(value_of(words, "--max-model-len")) or asked.max_model_len,
+        cache_value_bytes=1 if cache.startswith("fp8") else 2,
+        batched_tokens=(
+            _whole(value_of(words, "--max-num-batched-tokens")) or asked.max_num_batched_tokens
+        ),
+        sequences=_whole(value_of(words, "--max-num-seqs")) or asked.max_num_seqs,
+        eager=eager,
+    )
+
+
+def value_of(words: Sequence[str], flag: str) -> str:
+    """What the user's own flags give it, which come last and so win."""
+    value = ""
+    for place, word in enumerate(words):
+        if normal(word) == flag:
+            after = words[place + 1] if place + 1 < len(words) else ""
+            value = word.partition("=")[2] if flag_of(word) != word else after
+    return value
+
+
+def _whole(text: str) -> int | None:
+    """A count as vLLM takes it, `32k` and `32K` included; None for what is none."""
+    factors = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1024**2}
+    factor = factors.get(text[-1:], 1)
+    number = _real(text[:-1] if factor > 1 else text)
+    return int(number * factor) if number and number > 0 else None
+
+
+def _real(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _shrunk(weights: Weights, method: str) -> Weights:
+    factor = _SHRUNK.get(method, 1)
+    if factor == 1:
+        return weights
+    tensors = tuple(replace(one, size=one.size // factor) for one in weights.tensors)
+    return replace(weights, total_bytes=weights.total_bytes // factor, tensors=tensors)
+
+
+def _conditions(
+    asked: ServiceWanted, found: FoundServices, weights: Weights, wanted: Wanted, method: str
+) -> Conditions:
+    host = found.head.found
+    image = host.image.short if host.image else f"vllm-{found.vllm.version}"
+    flags = (wanted.batched_tokens, wanted.sequences, wanted.eager, wanted.cache_value_bytes)
+    names = sorted({card.name for one in found.members for card in one.share.cards})
+    return Conditions(
+        image=image,
+        card="+".join(names),
+        model=asked.model.rstrip("/").rpartition("/")[2],
+        weights=weights.total_bytes,
+        tensor_parallel=wanted.tensor_parallel,
+        pipeline_parallel=wanted.pipeline_parallel,
+        utilisation=wanted.utilisation,
+        settings="-".join(map(str, (*flags, method))),
+    )
