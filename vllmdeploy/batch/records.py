@@ -58,12 +58,14 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How rows become requests; `defaults` fill in what a row leaves open."""
+    """How rows become requests; `defaults` fill in what a row leaves open. With an `endpoint` rows
+    must be in OpenAI Batch form, and for it."""
 
     model: str | None = None
     max_tokens: int | None = None
     read: Read | None = None
     defaults: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    endpoint: str | None = None
 
 
 class _Unfit(Exception):
@@ -113,6 +115,10 @@ def _custom_id(fields: Fields) -> str | None:
 def _request(fields: dict[str, Json], shape: Shape) -> tuple[str, dict[str, Json]]:
     if shape.read is not None:
         path, body = _read_request(fields, shape.read)
+    elif shape.endpoint is not None:
+        path, body = _openai_request(fields)
+        if path != shape.endpoint:
+            raise _Unfit("bad_row", f"url must be {shape.endpoint}, the batch's endpoint")
     elif any(key in fields for key in _OPENAI_KEYS):
         path, body = _openai_request(fields)
     else:

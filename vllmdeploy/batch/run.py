@@ -102,7 +102,7 @@ def _settle_job(
     model = spec.model
     if model is None and stored is not None and not spec.restart:
         model = stored.settings.get("model")
-    elif model is None and _needs_model(spec, file):
+    elif model is None and spec.endpoint is None and _needs_model(spec, file):
         model = _ask_model(spec, around)
     job = describe(spec.input, found, spec.settings(model))
     if stored is not None and not spec.restart:

@@ -70,6 +70,8 @@ class BatchSpec:
     include_input: bool = False
     font: Path | None = None
     max_line_bytes: int = MAX_LINE_BYTES
+    # Rows must be in OpenAI Batch form for this path, and are sent as they are.
+    endpoint: str | None = None
 
     def __post_init__(self) -> None:
         effort = self.effort
@@ -104,7 +106,7 @@ class BatchSpec:
 
     def shape(self, model: str | None) -> Shape:
         if self.schema is None:
-            return Shape(model, self.max_tokens, self.hooks.read)
+            return Shape(model, self.max_tokens, self.hooks.read, endpoint=self.endpoint)
         return Shape(model, self.max_tokens, self.hooks.read, structured(self.schema))
 
     def settings(self, model: str | None) -> Mapping[str, str]:
@@ -117,6 +119,7 @@ class BatchSpec:
             "schema": _digest(self.schema),
             "include_input": self.include_input or None,
             "max_line_bytes": self.max_line_bytes,
+            "endpoint": self.endpoint,
         }
         return {key: str(value) for key, value in named.items() if value is not None}
 
