@@ -31,12 +31,15 @@ class Access:
         self._networks = networks
         self._keys = Keys()
         self._admins = Keys()
+        self.version = 0  # grows with each change of keys: what was decided before is void
 
     async def take_keys(self, text: str, path: str) -> None:
         self._keys = parse(text, path)
+        self.version += 1
 
     async def take_admin_keys(self, text: str, path: str) -> None:
         self._admins = parse(text, path)
+        self.version += 1
 
     @property
     def has_keys(self) -> bool:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
+from typing import Any, NamedTuple
 
 from vllmdeploy.gateway.access import Door
 from vllmdeploy.gateway.access_log import AccessLog
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.journal import bug
-from vllmdeploy.gateway.keys import ANYBODY
+from vllmdeploy.gateway.keys import ANYBODY, Identity
 from vllmdeploy.gateway.meters import observe
 from vllmdeploy.gateway.refusal import JSON, Refusal, error_body
-from vllmdeploy.gateway.visit import Visit, request_id
+from vllmdeploy.gateway.visit import Visit
 from vllmdeploy.routing.failure import Failure
 from vllmdeploy.wire.exchange import Exchange
+from vllmdeploy.wire.head import RequestHead
 from vllmdeploy.wire.server import Admitted
 
-Handler = Callable[[Gateway, Visit], Awaitable[None]]
+_ENTERED = "entered"
+Handler = Callable[[Gateway, Visit], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +76,48 @@ def _parts(path: str) -> tuple[str, ...]:
     return tuple(path.strip("/").split("/"))
 
 
+class _Entered(NamedTuple):
+    """Who was let in where, with which head, under which keys."""
+
+    head: RequestHead
+    version: int
+    route: Route
+    identity: Identity
+
+
 class App:
     def __init__(self, gateway: Gateway, routes: Routes, log: AccessLog) -> None:
         self._gateway = gateway
         self._routes = routes
         self._log = log
+        self._body_limit = gateway.spec.limits.body
 
     def admit(self, exchange: Exchange) -> Admitted | None:
-        visit = Visit(
-            exchange, "unknown", ANYBODY, request_id(exchange.head.fields.get(b"x-request-id"))
-        )
+        visit = Visit(exchange, ANYBODY)
         try:
-            route = self._routes.find(exchange.head.method, exchange.head.path)
-            visit.route = route.path
-            visit.identity = self._gateway.access.enter(exchange, route.door)
+            route = self._enter(visit)
         except Refusal as refusal:
             _answer(visit, refusal)
             self._record(visit)
             return None
-        limit = self._gateway.spec.limits.body
-        return Admitted(partial(self._serve, visit, route.handle), limit)
+        return Admitted(partial(self._serve, visit, route.handle), self._body_limit)
+
+    def _enter(self, visit: Visit) -> Route:
+        """Who sends the same head on the same connection again comes in as before, unless the
+        keys have changed meanwhile; what a key may do, and how often, is asked each time."""
+        exchange, access = visit.exchange, self._gateway.access
+        head = exchange.head
+        known = exchange.notes.get(_ENTERED)
+        # The same head is the same object: see MessageReader.
+        if isinstance(known, _Entered) and known.head is head and known.version == access.version:
+            visit.route, visit.identity = known.route.path, known.identity
+            return known.route
+        route = self._routes.find(head.method, head.path)
+        visit.route = route.path
+        visit.identity = identity = access.enter(exchange, route.door)
+        if not identity.expires:  # a clock can end it without anybody changing the keys
+            exchange.notes[_ENTERED] = _Entered(head, access.version, route, identity)
+        return route
 
     def refusal(self, status: int, reason: str) -> bytes:
         return error_body(status, reason)
@@ -103,7 +128,7 @@ class App:
         refused[labels] = refused.get(labels, 0) + 1
         self._log.refused(peer, status, reason)
 
-    def broken(self, exchange: Exchange, error: Exception) -> None:
+    def broken(self, error: Exception) -> None:
         bug("a bug in the gateway", error)
 
     async def _serve(self, visit: Visit, handle: Handler, _: Exchange) -> None:
@@ -118,6 +143,8 @@ class App:
             bug(f"a bug in {visit.route}", error)
             _answer(visit, Refusal(500, "the gateway has a bug; its log has the details"))
         finally:
+            if not visit.exchange.done:
+                visit.exchange.abort()
             self._record(visit)
 
     def _record(self, visit: Visit) -> None:

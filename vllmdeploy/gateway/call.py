@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vllmdeploy.gateway.fleet import Group
 from vllmdeploy.gateway.instance import Instance
@@ -18,7 +20,7 @@ from vllmdeploy.wire.faults import (
     UpstreamError,
 )
 from vllmdeploy.wire.head import AnswerHead, Field
-from vllmdeploy.wire.write import request_head
+from vllmdeploy.wire.write import written
 
 
 class Share:
@@ -42,13 +44,16 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """`share`: instances that have their fill of a batch are left to others while any is free."""
+    """`share`: instances that have their fill of a batch are left to others while any is free.
+
+    `wish` works out what routing and the queue may know of the request, once, if they ask.
+    """
 
     group: Group
     path: str
     body: bytes
     fields: tuple[Field, ...]
-    request: Request = ANY_REQUEST
+    wish: Callable[[], Request] | None = None
     replayable: bool = True
     share: Share | None = None
     at: str = ""
@@ -63,14 +68,19 @@ class Call:
                 self.share.add(instance, 1)
         self.at = instance
 
+    def request(self) -> Request:
+        return self.wish() if self.wish is not None else ANY_REQUEST
+
     def message(self, instance: Instance) -> bytes:
-        fields = (
-            *self.fields,
-            *instance.authorization,
-            (b"content-length", b"%d" % len(self.body)),
-        )
-        target = instance.upstream.address.prefix + self.path
-        return request_head("POST", target, instance.host, fields) + self.body
+        start = _start(instance.upstream.address.prefix + self.path, instance.host, self.fields)
+        own = written(instance.authorization) if instance.authorization else b""
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, own, len(self.body), self.body)
+
+
+@lru_cache(maxsize=1024)
+def _start(target: str, host: str, fields: tuple[Field, ...]) -> bytes:
+    """Hardly ever another than one of a few; those of a hostile client push each other out."""
+    return f"POST {target} HTTP/1.1\r\nhost: {host}\r\n".encode("ascii") + written(fields)
 
 
 @dataclass(slots=True, eq=False)

@@ -13,11 +13,13 @@ from vllmdeploy.gateway.refusal import Refusal, try_again
 from vllmdeploy.routing import queue, retry, rotation
 from vllmdeploy.routing.failure import Failure, failure_of_status
 from vllmdeploy.routing.retry import Attempt, Budget, Verdict
-from vllmdeploy.routing.upstream import Request
+from vllmdeploy.routing.upstream import ANY_REQUEST, Request
 from vllmdeploy.wire.faults import OutOfSockets, UpstreamError
 
 _TICK_S = 0.1
 _REDIRECTS = range(300, 400)
+_NOBODY: frozenset[str] = frozenset()
+_WORTH_PASSING_ON = (None, Failure.CLIENT_ERROR)
 
 
 class Dispatcher:
@@ -28,21 +30,27 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._budget = Budget(monotonic(), fleet.thresholds)
         self._ticker: asyncio.TimerHandle | None = None
+        self._waiting = 0
         fleet.on_changed = self._pump
 
     async def ask(self, call: Call) -> Answer:
         """An answer that is worth passing on; `settle` must be called when it is done with."""
         self._budget.begun()
-        tried: frozenset[str] = frozenset()
+        instance = None if self._waiting else self._free(call, _NOBODY)
+        if instance is None:
+            instance = await self._lease(call, _NOBODY, None)
+        if instance is None:
+            raise self._nobody(call.group)
+        first = await self._try(call, instance)
+        if isinstance(first, Answer) and first.failure in _WORTH_PASSING_ON:
+            return first
+        return await self._again(call, instance, first)
+
+    async def _again(self, call: Call, instance: Instance, last: Answer | Refusal) -> Answer:
+        """What to do about a bad answer: ask others, or pass the last one on after all."""
+        tried = _NOBODY
         suspicions = 0
-        last: Answer | Refusal | None = None
         while True:
-            instance = await self._next(call, tried, last)
-            if instance is None:
-                break
-            last = await self._try(call, instance)
-            if isinstance(last, Answer) and last.failure in (None, Failure.CLIENT_ERROR):
-                return last
             failure = _failure(last)
             suspicions += retry.suspicious(failure)
             attempt = Attempt(
@@ -55,12 +63,19 @@ class Dispatcher:
                 tried |= {instance.id}
             self.retries[failure.name.lower()] = self.retries.get(failure.name.lower(), 0) + 1
             await self._pause(attempt, last)
+            following = await self._next(call, tried, last)
+            if following is None:
+                break
+            instance = following
+            last = await self._try(call, instance)
+            if isinstance(last, Answer) and last.failure in _WORTH_PASSING_ON:
+                return last
         if isinstance(last, Answer):
             return last
-        raise last if last is not None else self._nobody(call.group)
+        raise last
 
     async def _next(
-        self, call: Call, tried: frozenset[str], last: Answer | Refusal | None
+        self, call: Call, tried: frozenset[str], last: Answer | Refusal
     ) -> Instance | None:
         """A bad answer is kept until there is somebody else to ask: it may be the best we get."""
         try:
@@ -95,7 +110,10 @@ class Dispatcher:
     async def _try(self, call: Call, instance: Instance) -> Answer | Refusal:
         """A Refusal where there is no answer; its code is the name of the failure."""
         call.tries += 1
-        call.go_to(instance.id)
+        if call.share is None:
+            call.at = instance.id
+        else:
+            call.go_to(instance.id)
         began = monotonic()
         try:
             connection, head = await instance.pool.ask(
@@ -113,13 +131,13 @@ class Dispatcher:
         except BaseException:
             self._end(instance, began, Failure.CLIENT_GONE)
             raise
-        failure_seen = failure_of_status(head.status)
-        if head.status in _REDIRECTS:
-            failure_seen = Failure.GARBAGE
-        answer = Answer(instance, connection, head, began, failure_seen)
+        if head.status < 300:
+            return Answer(instance, connection, head, began)
+        redirected = head.status in _REDIRECTS
+        failure_seen = Failure.GARBAGE if redirected else failure_of_status(head.status)
         if failure_seen is not None:
             self._count(instance, failure_seen)
-        return answer
+        return Answer(instance, connection, head, began, failure_seen)
 
     # places
 
@@ -128,15 +146,19 @@ class Dispatcher:
     ) -> Instance | None:
         """None: there is nobody left to ask."""
         group = call.group
-        if not any(member.id not in tried for member in group.serving):
+        if not group.serving or (tried and all(one.id in tried for one in group.serving)):
             return None
         if not len(group.room):
-            instance = self._pick(group, call.request, tried, call.share.full if call.share else ())
+            instance = self._free(call, tried)
             if instance is not None:
                 return instance
         if isinstance(last, Answer) and last.failure is not Failure.BUSY:
             return None
         return await self._wait(call, tried)
+
+    def _free(self, call: Call, tried: frozenset[str]) -> Instance | None:
+        request = call.request() if self.fleet.reads_requests else ANY_REQUEST
+        return self._pick(call.group, request, tried, call.share.full if call.share else ())
 
     def _pick(
         self, group: Group, request: Request, tried: frozenset[str], avoid: Collection[str] = ()
@@ -158,13 +180,15 @@ class Dispatcher:
     async def _wait(self, call: Call, tried: frozenset[str]) -> Instance:
         group = call.group
         now = monotonic()
-        waiter = Waiter(self._loop.create_future(), call.request, tried)
-        entry = group.room.enter(now, waiter, call.request)
+        request = call.request()
+        waiter = Waiter(self._loop.create_future(), request, tried)
+        entry = group.room.enter(now, waiter, request)
         if isinstance(entry, queue.Refusal):
             raise Refusal(
                 503, entry.value, code="overloaded", fields=try_again(group.room.retry_after_s())
             )
         self._tick_later()
+        self._waiting += 1
         try:
             return await waiter.place
         except BaseException:
@@ -174,6 +198,7 @@ class Dispatcher:
                 self._end(place.result(), now, Failure.CLIENT_GONE)
             raise
         finally:
+            self._waiting -= 1
             call.queued_s += monotonic() - now
 
     def _pump(self, group: Group) -> None:
@@ -227,9 +252,10 @@ class Dispatcher:
             self.fleet.changed(instance, instance.health.succeeded(now))
         elif not counted:
             self._count(instance, failure)
-        group = self.fleet.group_of(instance)
-        if group is not None and len(group.room):
-            self._pump(group)
+        if self._waiting:
+            group = self.fleet.group_of(instance)
+            if group is not None and len(group.room):
+                self._pump(group)
 
     def _count(self, instance: Instance, failure: Failure) -> None:
         """At once, while the request may still be on its way elsewhere: the next must not wait

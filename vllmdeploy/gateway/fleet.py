@@ -72,7 +72,9 @@ class Fleet:
         self.scheduling = spec.scheduling
         self.default_model = spec.default_model
         self._way = scheduling.scheduling(spec.scheduling)
-        self.choose = policies.chooser(policies.create(spec.policy, self.chance))
+        policy = policies.create(spec.policy, self.chance)
+        self.choose = policies.chooser(policy)
+        self.reads_requests = policies.reads_requests(policy)
         for group in self.groups.values():
             if not len(group.room):
                 group.room = self._room()

@@ -23,7 +23,7 @@ class Instance:
     old one cannot touch the new."""
 
     __slots__ = (
-        *("authorization", "discovered", "engine_page", "failures", "health"),
+        *("authorization", "discovered", "engine_page", "failures", "health", "id"),
         *(
             "host",
             "load",
@@ -47,6 +47,7 @@ class Instance:
         thresholds: Thresholds,
         origin: str,
     ) -> None:
+        self.id = spec.id
         self.spec = spec
         self.origin = origin
         self.upstream = _upstream(spec, pinned)
@@ -65,10 +66,6 @@ class Instance:
         self.engine_page = b""
         self.requests = 0
         self.failures: dict[str, int] = {}
-
-    @property
-    def id(self) -> str:
-        return self.upstream.id
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from vllmdeploy.gateway.sse import Watch
 from vllmdeploy.gateway.visit import Visit
 from vllmdeploy.routing.failure import Failure
 from vllmdeploy.wire.faults import UpstreamError
-from vllmdeploy.wire.head import Field
+from vllmdeploy.wire.head import AnswerHead
 
-_USED = re.compile(rb'"completion_tokens":\s*([0-9]{1,12})')
+_USED_NAME = b'"completion_tokens"'
+_USED = re.compile(_USED_NAME + rb":\s*([0-9]{1,12})")
+_USED_WITHIN = 2048  # bytes from the end
 # These end their streams with [DONE]; the other APIs have ends of their own.
 ENDS_WITH_DONE = frozenset({"/v1/completions", "/v1/chat/completions"})
 
@@ -29,7 +31,7 @@ async def relay(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> None:
             raise Refusal(502, f"{answer.instance.id} answered with a redirect", code="redirect")
         body = answer.connection.collected
         # A short stream can be here whole already, and must be looked at all the same.
-        if body is None or is_events(answer):
+        if body is None or answer.head.events:
             failure = await _stream(visit, answer, dispatcher)
         else:
             visit.first_byte_at = monotonic()
@@ -48,13 +50,12 @@ async def relay(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> None:
 
 
 def _whole(visit: Visit, answer: Answer, body: bytes) -> None:
-    fields = _fields(visit)
-    if answer.failure is Failure.BUSY:
-        fields.append((b"retry-after", b"1"))
-    used = _USED.findall(body[-2048:])
-    if used:
-        visit.tokens = int(used[-1])
-    visit.exchange.respond(answer.head.status, fields, body, lines=answer.head.lines)
+    fields = [(b"retry-after", b"1")] if answer.failure is Failure.BUSY else []
+    at = body.rfind(_USED_NAME, max(0, len(body) - _USED_WITHIN))
+    used = _USED.match(body, at) if at >= 0 else None
+    if used is not None:
+        visit.tokens = int(used[1])
+    visit.exchange.respond(answer.head.status, fields, body, block=_block(visit, answer.head))
 
 
 async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failure | None:
@@ -71,7 +72,7 @@ async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failu
         exchange.write(piece)
 
     length = head.length if head.length >= 0 else None
-    exchange.start(head.status, _fields(visit), length, lines=head.lines)
+    exchange.start(head.status, (), length, block=_block(visit, head))
     exchange.flow = lambda paused: connection.flow(paused=paused)
     try:
         await connection.relay(pass_on)
@@ -92,7 +93,7 @@ async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failu
 
 
 def is_events(answer: Answer) -> bool:
-    return answer.head.text(b"content-type").startswith("text/event-stream")
+    return answer.head.events
 
 
 def _unfinished(visit: Visit, answer: Answer, watch: Watch) -> bool:
@@ -118,6 +119,6 @@ def _cut(visit: Visit, error: UpstreamError) -> None:
     visit.exchange.abort()
 
 
-def _fields(visit: Visit) -> list[Field]:
-    """The gateway's own; the engine's go on as the lines they came in."""
-    return [(b"x-request-id", visit.id)]
+def _block(visit: Visit, head: AnswerHead) -> bytes:
+    """The engine's fields, as they came, and the gateway's own."""
+    return b"%bx-request-id: %b\r\n" % (head.block, visit.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from dataclasses import dataclass
 
 from vllmdeploy.gateway.keys import Identity
 from vllmdeploy.routing.failure import Failure
@@ -13,18 +12,13 @@ from vllmdeploy.wire.exchange import Exchange
 from vllmdeploy.wire.head import Field
 
 _OWN_ID = re.compile(rb"[A-Za-z0-9\-]{1,64}")
-_START = os.urandom(6).hex()
+_START = os.urandom(6).hex().encode()
 _COUNT = itertools.count(1)
 
 
-@dataclass(slots=True, eq=False)
 class Visit:
     """Only numbers and names are kept: no text of a prompt or an answer."""
 
-    exchange: Exchange
-    route: str
-    identity: Identity
-    id: bytes
     model: str = ""
     instance: str = ""
     tries: int = 0
@@ -34,6 +28,12 @@ class Visit:
     tokens: int = 0
     failure: Failure | None = None
 
+    def __init__(self, exchange: Exchange, identity: Identity) -> None:
+        self.exchange = exchange
+        self.route = "unknown"
+        self.identity = identity
+        self.id = request_id(exchange.head.fields.get(b"x-request-id"))
+
     def fields(self) -> Field:
         return (b"x-request-id", self.id)
 
@@ -42,4 +42,4 @@ def request_id(sent: bytes | None) -> bytes:
     """The client's own is echoed if it is harmless; it is never sent to an upstream."""
     if sent is not None and _OWN_ID.fullmatch(sent):
         return sent
-    return f"{_START}-{next(_COUNT):x}".encode("ascii")
+    return b"%b-%x" % (_START, next(_COUNT))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from vllmdeploy.gateway.jsonvalue import Object, as_int, as_list, as_object, loads
 from vllmdeploy.gateway.members import SMALL, elements, members
@@ -26,19 +25,44 @@ _COUNT_NAMES = ("n", "best_of")
 _SESSION_FIELD = b"x-session-id"
 _PRIORITY_FIELD = b"x-priority"
 _DEADLINE_FIELD = b"x-deadline-ms"
+_WISHES = frozenset({_PRIORITY_FIELD, _DEADLINE_FIELD})
+_WATCHED_NAMES = _REFUSED_NAMES.union(_COUNT_NAMES, ("stream",))
 
 
-@dataclass(frozen=True, slots=True)
 class Wanted:
-    model: str | None
-    stream: bool
-    stored: bool
-    request: Request
+    """`request` is worked out when somebody asks for it: not every policy does."""
+
+    __slots__ = ("_fields", "_head", "_now", "_request", "model", "stored", "stream")
+
+    def __init__(self, head: RequestHead, fields: Object, now: float) -> None:
+        model = fields.get("model")
+        if model is not None and not isinstance(model, str):
+            raise Refusal(400, "model must be a text")
+        self.model = model or None
+        self.stream = fields.get("stream") is True
+        self.stored = fields.get("store") is not False or fields.get("background") is True
+        self._head = head
+        self._fields = fields
+        self._now = now
+        self._request: Request | None = None
+        if not _WISHES.isdisjoint(head.fields):
+            self.request()  # refused now if it cannot be read
+
+    def request(self) -> Request:
+        if self._request is None:
+            self._request = request_of(self._head, self._fields, self._now)
+        return self._request
 
 
 async def read(head: RequestHead, body: bytes, now: float, choices_max: int) -> Wanted:
     """Raises a Refusal for what no engine could answer, and for what it should not be asked."""
-    fields = await _small_fields(body)
+    fields = _all_fields(body) if len(body) <= SMALL else await _small_fields(body)
+    if not _WATCHED_NAMES.isdisjoint(fields):
+        _check(fields, choices_max)
+    return Wanted(head, fields, now)
+
+
+def _check(fields: Object, choices_max: int) -> None:
     for name in _REFUSED_NAMES:
         if fields.get(name) is not None:
             raise Refusal(400, f"{name} is not accepted by this gateway", code="unsupported_field")
@@ -46,15 +70,6 @@ async def read(head: RequestHead, body: bytes, now: float, choices_max: int) -> 
         _check_count(name, fields.get(name), choices_max)
     if not isinstance(fields.get("stream"), (bool, type(None))):
         raise Refusal(400, "stream must be true or false")
-    model = fields.get("model")
-    if model is not None and not isinstance(model, str):
-        raise Refusal(400, "model must be a text")
-    return Wanted(
-        model or None,
-        fields.get("stream") is True,
-        fields.get("store", True) is not False or fields.get("background") is True,
-        request_of(head, fields, now),
-    )
 
 
 def _check_count(name: str, value: object, most: int) -> None:
@@ -110,14 +125,19 @@ def _joined(listed: list[object]) -> str:
     return "\n".join(texts)
 
 
-async def _small_fields(body: bytes) -> Object:
-    """All of a short body; of a long one what is short, and the beginning of its prompt."""
+def _all_fields(body: bytes) -> Object:
     try:
-        if len(body) <= SMALL:
-            fields = as_object(loads(body))
-            if fields is None:
-                raise Refusal(400, "the body must be a JSON object")
-            return fields
+        fields = as_object(loads(body))
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {error}") from error
+    if fields is None:
+        raise Refusal(400, "the body must be a JSON object")
+    return fields
+
+
+async def _small_fields(body: bytes) -> Object:
+    """Of a long body what is short, and the beginning of its prompt."""
+    try:
         parts = await members(body)
         found: dict[str, object] = {
             name: loads(raw)

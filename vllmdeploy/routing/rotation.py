@@ -48,6 +48,16 @@ def available(
     An instance in its slow start takes part with a growing probability, which works under every
     policy; where all are starting there is nobody to shift load to, and all take part.
     """
+    if not tried:
+        calm = [
+            member
+            for member in members
+            if member.load.inflight < member.upstream.limit
+            and member.health.busy_until <= now
+            and member.health.slow_until <= now
+        ]
+        if len(calm) == len(members):
+            return calm  # as nearly always
     free: list[R] = []
     warming: list[R] = []
     for member in members:

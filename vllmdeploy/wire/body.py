@@ -1,4 +1,4 @@
-"""Bodies of HTTP/1.1 messages: counted, in chunks, or until the connection closes."""
+"""Bodies of HTTP/1.1 messages without a length: in chunks, or until the connection closes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,6 @@ class Decoder(Protocol):
     rest: bytes
 
     def decode(self, data: bytes) -> bytes: ...
-
-
-class Counted:
-    __slots__ = ("_left", "done", "rest")
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self.done = length == 0
-        self.rest = b""
-
-    def decode(self, data: bytes) -> bytes:
-        if len(data) < self._left:
-            self._left -= len(data)
-            return data
-        payload, self.rest = data[: self._left], data[self._left :]
-        self._left = 0
-        self.done = True
-        return payload
 
 
 class UntilClose:
@@ -129,8 +111,9 @@ class Chunked:
 
 
 def decoder(length: int) -> Decoder:
+    """For a length that is not known; one that is known is counted by the reader itself."""
     if length == CHUNKED:
         return Chunked()
     if length == UNTIL_CLOSE:
         return UntilClose()
-    return Counted(length)
+    raise ValueError(f"{length} bytes need no decoder")

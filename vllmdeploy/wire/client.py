@@ -20,6 +20,7 @@ from vllmdeploy.wire.faults import (
 from vllmdeploy.wire.head import UNTIL_CLOSE, AnswerHead, parse_answer
 from vllmdeploy.wire.limits import MIB, UpstreamTimes
 from vllmdeploy.wire.reader import MessageReader
+from vllmdeploy.wire.work import Waiter, waiter
 
 # An answer of a known length up to this is collected whole before anyone sees its head: one that
 # breaks off can then be asked for again elsewhere.
@@ -48,7 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._held: list[bytes] = []
         self._held_size = 0
         self._sink: Callable[[bytes], None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
         self._failure: UpstreamError | None = None
         self._paused = False
         self._until = NEVER
@@ -73,8 +74,9 @@ class UpstreamConnection(asyncio.Protocol):
     async def ask(self, request: bytes) -> AnswerHead:
         self._reader.renew()
         self._head = None
-        self._held = []
-        self._held_size = 0
+        if self._held:
+            self._held = []
+            self._held_size = 0
         if self.lost:
             raise NoAnswer("the connection was closed while it was idle")
         self.asked += 1
@@ -84,6 +86,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport.write(request)
         await self._wait()
         return self._answer()
+
+    @property
+    def asking(self) -> bool:
+        """Whether somebody waits for the first part of an answer."""
+        return self._waiter is not None and self._sink is None
 
     @property
     def collected(self) -> bytes | None:
@@ -138,12 +145,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def rest(self, now: float) -> None:
         """Becomes idle in a pool."""
+        if self._paused:
+            # By a client slow with the very last piece: who comes next would wait for ever.
+            self.flow(paused=False)
         self.idle_since = now
         self.deadline = now + self._times.idle_connection_s
 
     def abandon(self, reason: str) -> None:
         """Whoever waits for an answer here is told that none will come."""
-        self._fail(Abandoned(reason))
+        if self._failure is None:
+            self._failure = Abandoned(reason)
+        self.close()
+        self._loop.call_soon(self._wake)  # not within the task of whoever gave it up: see Work
 
     def close(self) -> None:
         """At once, so that the engine stops working for nobody."""
@@ -203,29 +216,27 @@ class UpstreamConnection(asyncio.Protocol):
             self._reader.renew()
             head = self._reader.head(parse_answer)
         self._head = head
-        if head is None:
-            return False
-        self.deadline = min(self._until, monotonic() + self._times.idle_s)
-        return True
+        return head is not None
 
     def _read_body(self) -> None:
         head = self._head
         if head is None:
             return
-        payload = self._reader.body()
-        if self._reader.complete:
+        reader = self._reader
+        payload = reader.body()
+        if reader.complete:
             self.deadline = NEVER
         elif not self._paused:
             self.deadline = min(self._until, monotonic() + self._times.idle_s)
         if self._sink is not None:
             if payload:
                 self._sink(payload)
-            if self._reader.complete:
+            if reader.complete:
                 self._wake()
             return
         if payload:
             self._hold(payload)
-        if self._reader.complete or not 0 <= head.length <= COLLECTED_MAX:
+        if reader.complete or not 0 <= head.length <= COLLECTED_MAX:
             self._wake()
 
     def _hold(self, payload: bytes) -> None:
@@ -242,7 +253,7 @@ class UpstreamConnection(asyncio.Protocol):
     async def _wait(self) -> None:
         if self._failure is not None:
             raise self._failure
-        self._waiter = self._loop.create_future()
+        self._waiter = waiter(self._loop)
         try:
             await self._waiter
         except asyncio.CancelledError:
@@ -260,5 +271,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
+        """Last in every turn: whoever waits may go on at once, and even ask again, before this
+        returns."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

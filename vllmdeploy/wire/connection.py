@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from enum import Enum, auto
 from time import monotonic
 from typing import cast
 
@@ -15,6 +14,7 @@ from vllmdeploy.wire.faults import Malformed
 from vllmdeploy.wire.head import parse_request
 from vllmdeploy.wire.reader import MessageReader
 from vllmdeploy.wire.server import Admitted, Server
+from vllmdeploy.wire.work import Work
 from vllmdeploy.wire.write import CONTINUE, answer_head
 
 _AHEAD_MAX = 64 * 1024
@@ -24,30 +24,29 @@ _RESETTABLE = (socket.AF_INET, socket.AF_INET6)
 _JSON = ((b"content-type", b"application/json"),)
 
 
-class _State(Enum):
-    HEAD = auto()
-    BODY = auto()
-    BUSY = auto()
-    LINGER = auto()  # answered before the request was read: its rest is thrown away
-    GONE = auto()
+# The states of a connection; plain numbers, because they are looked at many times a request.
+# LINGER: answered before the request was read, whose rest is thrown away.
+_HEAD, _BODY, _BUSY, _LINGER, _GONE = range(5)
 
 
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
-        *("_admitted", "_body_since", "_exchange", "_parts", "_paused", "_reader", "_server"),
-        *("_size", "_state", "_task", "_transport", "_trusted", "deadline", "notes", "peer"),
+        *("_admitted", "_body_since", "_exchange", "_held", "_parts", "_paused", "_reader"),
+        *("_server", "_size", "_state", "_transport", "_trusted", "_work"),
+        *("deadline", "notes", "peer"),
     )
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._reader = MessageReader()
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._exchange: Exchange | None = None
         self._admitted: Admitted | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._work: Work | None = None
         self._parts: list[bytes] = []
         self._size = 0
         self._body_since = 0.0
+        self._held = False
         self._paused = False
         self._trusted = False
         self.notes: dict[str, object] = {}
@@ -64,33 +63,33 @@ class ClientConnection(asyncio.Protocol):
         has_room = self._server.room_for(self.peer)
         self._server.enter(self)
         self._server.deadlines.add(self)
-        self.deadline = self._now() + self._server.limits.head_s
+        self.deadline = monotonic() + self._server.limits.head_s
         if not has_room:
             self._refuse(503, "too many connections")
 
     def data_received(self, data: bytes) -> None:
-        if self._state is _State.LINGER or self._state is _State.GONE:
+        state = self._state
+        if state > _BUSY:
             return
         self._reader.feed(data)
-        if self._state is _State.BUSY:
-            if self._reader.waiting > _AHEAD_MAX:
-                self._transport.pause_reading()
-            return
-        self._advance()
+        if state is not _BUSY:
+            self._advance()
+        elif self._reader.waiting > _AHEAD_MAX:
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         # A client that only ends its sending side looks like one that left; as in nginx, it left.
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = _State.GONE
+        self._state = _GONE
         self._server.deadlines.discard(self)
         self._server.leave(self, trusted=self._trusted)
         self._forget_body()
         if self._exchange is not None:
             self._exchange.done = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._work is not None:
+            self._work.cancel()
 
     def pause_writing(self) -> None:
         self._set_paused(paused=True)
@@ -99,11 +98,11 @@ class ClientConnection(asyncio.Protocol):
         self._set_paused(paused=False)
 
     def expire(self) -> None:
-        if self._state is _State.LINGER and not self._transport.get_write_buffer_size():
+        if self._state is _LINGER and not self._transport.get_write_buffer_size():
             self._transport.abort()  # all is said, and a reset could destroy it on its way
-        elif self._state in (_State.BUSY, _State.LINGER):
+        elif self._state in (_BUSY, _LINGER):
             self.abort()
-        elif self._state is _State.HEAD and self._reader.untouched:
+        elif self._state is _HEAD and self._reader.untouched:
             self._transport.close()
         else:
             self._refuse(408, "the request did not arrive in time")
@@ -111,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
     # what an exchange calls
 
     def send(self, data: bytes) -> None:
-        if self._state is not _State.GONE:
+        if self._state is not _GONE:
             self._transport.write(data)
 
     def keeps(self) -> bool:
@@ -124,17 +123,18 @@ class ClientConnection(asyncio.Protocol):
 
     def finished(self) -> None:
         exchange, self._exchange = self._exchange, None
-        self._forget_body()
-        if self._state is _State.GONE:
+        if self._size:
+            self._forget_body()
+        if self._state is _GONE:
             return
         if exchange is None or not exchange.keep:
             self._linger()
             return
-        was_busy = self._state is _State.BUSY
+        was_busy = self._state is _BUSY
         self._reader.renew()
-        self._state = _State.HEAD
-        self._task = None
-        self.deadline = self._now() + self._server.limits.keep_alive_s
+        self._state = _HEAD
+        self._work = None
+        self.deadline = monotonic() + self._server.limits.keep_alive_s
         if was_busy and self._reader.waiting:
             self._transport.resume_reading()
             self._server.loop.call_soon(self._advance)
@@ -149,95 +149,120 @@ class ClientConnection(asyncio.Protocol):
     # what the server calls
 
     def close_if_idle(self) -> None:
-        if self._state is _State.HEAD and self._reader.untouched:
+        if self._state is _HEAD and self._reader.untouched:
             self._transport.close()
 
     # the way of a request
 
     def _advance(self) -> None:
         try:
-            while self._state is _State.HEAD and self._read_head():
+            while self._state is _HEAD and self._read_head():
                 pass
-            if self._state is _State.BODY:
+            if self._state is _BODY:
                 self._read_body()
         except Malformed as error:
             self._refuse(error.status, error.reason)
 
     def _read_head(self) -> bool:
         """True when a request was answered on its head alone, so that the next may follow."""
-        self._reader.skip_empty_line()
-        head = self._reader.head(parse_request)
+        reader = self._reader
+        reader.skip_empty_line()
+        head = reader.head(parse_request)
         if head is None:
             # From its first byte on; later bytes do not win a head more time.
-            self.deadline = min(self.deadline, self._now() + self._server.limits.head_s)
+            self.deadline = min(self.deadline, monotonic() + self._server.limits.head_s)
             return False
-        self._exchange = exchange = Exchange(self, head, self.peer, self._now(), self.notes)
+        self._exchange = exchange = Exchange(self, head, self.peer, monotonic(), self.notes)
         exchange.trust = self._trust
-        first = self._reader.body()
-        self._admitted = self._server.app.admit(exchange)
-        if self._admitted is None:
-            return self._state is _State.HEAD and self._reader.waiting > 0
-        if head.length > self._admitted.body_limit:
-            self._refuse(413, f"the body is longer than {self._admitted.body_limit} bytes")
+        first = reader.body()
+        self._admitted = admitted = self._server.app.admit(exchange)
+        if admitted is None:
+            return self._state is _HEAD and reader.waiting > 0
+        if head.length > admitted.body_limit:
+            self._refuse(413, f"the body is longer than {admitted.body_limit} bytes")
             return False
-        self._state = _State.BODY
+        self._state = _BODY
         self._body_since = exchange.received_at
+        if admitted.sink is not None:
+            admitted.sink.flow = self._hold_body
         self._keep_body(first)
-        if self._state is _State.BODY:
-            self._expect(head.fields.get(b"expect"))
+        if not reader.complete and self._state is _BODY and b"expect" in head.fields:
+            self._expect(head.fields[b"expect"])
         return False
 
-    def _expect(self, wanted: bytes | None) -> None:
-        if wanted is None:
-            return
+    def _expect(self, wanted: bytes) -> None:
         if wanted.lower() != b"100-continue":
             self._refuse(417, "only 100-continue can be expected")
-        elif not self._reader.complete and not self._size:
+        elif not self._size:
             self._transport.write(CONTINUE)
 
     def _read_body(self) -> None:
-        self._keep_body(self._reader.body())
-        if self._state is not _State.BODY:
-            return
-        if not self._reader.complete:
+        reader = self._reader
+        if not reader.complete:
+            self._keep_body(reader.body())
+            if self._state is not _BODY:
+                return
+        if not reader.complete:
             limits = self._server.limits
-            now = self._now()
-            by_rate = self._body_since + limits.body_rate_after_s + self._size / limits.body_rate
-            self.deadline = min(now + limits.body_idle_s, by_rate)
+            now = monotonic()
+            by_rate = self._body_since + limits.body_rate_after_s + self._come() / limits.body_rate
+            self.deadline = NEVER if self._held else min(now + limits.body_idle_s, by_rate)
             return
         exchange, admitted = self._exchange, self._admitted
         if exchange is None or admitted is None:
             raise RuntimeError("a body was read without its head")
-        exchange.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
-        self._state = _State.BUSY
+        parts, self._parts = self._parts, []
+        exchange.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._state = _BUSY
         self.deadline = NEVER
-        self._task = self._server.loop.create_task(self._handle(exchange, admitted))
+        # Kept before it begins: it may end, and let the next request in, before `go_on` returns.
+        self._work = work = Work(admitted.handle(exchange), self._server.loop, self._broken)
+        work.go_on()
 
     def _keep_body(self, payload: bytes) -> None:
         if not payload:
             return
+        if self._admitted is not None and self._admitted.sink is not None:
+            self._admitted.sink.take(payload)
+            return
+        server, size = self._server, len(payload)
         self._parts.append(payload)
-        self._size += len(payload)
-        self._server.buffered += len(payload)
+        self._size += size
+        server.buffered += size
         limit = self._admitted.body_limit if self._admitted else 0
         if self._size > limit:
             self._refuse(413, f"the body is longer than {limit} bytes")
-        elif self._server.buffered > self._server.limits.buffered:
+        elif server.buffered > server.limits.buffered:
             self._refuse(503, "too many bytes of other requests are waiting; try again")
+
+    def _come(self) -> int:
+        sink = self._admitted.sink if self._admitted else None
+        return self._size if sink is None else sink.size
+
+    def _hold_body(self, paused: bool) -> None:
+        """The silence of a client that is not read is not its own."""
+        if self._state is _GONE:
+            return
+        self._held = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+        if self._state is _BODY:
+            self.deadline = NEVER if paused else monotonic() + self._server.limits.body_idle_s
 
     def _forget_body(self) -> None:
         self._server.buffered -= self._size
         self._size = 0
         self._parts = []
+        if self._admitted is not None and self._admitted.sink is not None:
+            self._admitted.sink.abandon()
 
-    async def _handle(self, exchange: Exchange, admitted: Admitted) -> None:
-        try:
-            await admitted.handle(exchange)
-        except Exception as error:
-            # The application's own bug: told to the log whole, to the client without details.
-            self._server.app.broken(exchange, error)
-        if not exchange.done:
+    def _broken(self, error: Exception) -> None:
+        """The application's own bug: told to the log whole, to the client without details."""
+        exchange = self._exchange
+        self._server.app.broken(error)
+        if exchange is not None and not exchange.done:
             exchange.abort()
 
     # the ends
@@ -257,13 +282,13 @@ class ClientConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Closing on unread bytes would reset the connection and could destroy our answer."""
         if self._reader.complete and not self._reader.waiting:
-            self._state = _State.LINGER
-            self.deadline = self._now() + self._server.limits.write_stall_s
+            self._state = _LINGER
+            self.deadline = monotonic() + self._server.limits.write_stall_s
             self._transport.close()
             return
-        self._state = _State.LINGER
+        self._state = _LINGER
         self._reader = MessageReader()
-        self.deadline = self._now() + self._server.limits.linger_s
+        self.deadline = monotonic() + self._server.limits.linger_s
         self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -271,8 +296,8 @@ class ClientConnection(asyncio.Protocol):
     def _set_paused(self, *, paused: bool) -> None:
         self._paused = paused
         stall = self._server.limits.write_stall_s
-        if self._state is _State.BUSY:
-            self.deadline = self._now() + stall if paused else NEVER
+        if self._state is _BUSY:
+            self.deadline = monotonic() + stall if paused else NEVER
         exchange = self._exchange
         if exchange is not None:
             exchange.paused = paused
@@ -283,6 +308,3 @@ class ClientConnection(asyncio.Protocol):
         if not self._trusted:
             self._trusted = True
             self._server.forgive(self.peer)
-
-    def _now(self) -> float:
-        return monotonic()

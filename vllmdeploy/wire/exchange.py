@@ -26,10 +26,16 @@ class Exchange:
     caught up. `notes` are kept for later requests on the same connection.
     """
 
-    __slots__ = (
-        *("_chunked", "_keep", "_silent", "_wire", "body", "done", "flow"),
-        *("head", "notes", "paused", "peer", "received_at", "sent", "started", "status", "trust"),
-    )
+    _chunked = False
+    _keep = True
+    body = b""
+    started = False
+    done = False
+    paused = False
+    status = 0
+    sent = 0
+    flow: Callable[[bool], None] | None = None
+    trust: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -41,36 +47,28 @@ class Exchange:
     ) -> None:
         self._wire = wire
         self.notes = {} if notes is None else notes
-        self._chunked = False
-        self._keep = True
         self._silent = head.method == "HEAD"
         self.head = head
         self.peer = peer
-        self.body = b""
         self.received_at = received_at
-        self.started = False
-        self.done = False
-        self.paused = False
-        self.status = 0
-        self.sent = 0
-        self.flow: Callable[[bool], None] | None = None
-        self.trust: Callable[[], None] | None = None
 
     def respond(
-        self, status: int, fields: Iterable[Field], body: bytes, *, lines: tuple[bytes, ...] = ()
+        self, status: int, fields: Iterable[Field], body: bytes, *, block: bytes = b""
     ) -> None:
-        """`lines` are further fields as they came from elsewhere, written already."""
+        """`block` are further fields as they came from elsewhere, written already."""
         if self.started:
             raise RuntimeError("an answer was already begun")
         self.started = True
         self.status = status
         self._keep = self._wire.keeps()
         head = answer_head(
-            status, fields, length=len(body), chunked=False, close=not self._keep, lines=lines
+            status, fields, length=len(body), chunked=False, close=not self._keep, block=block
         )
         self.sent = len(body)
         self._wire.send(head if self._silent else head + body)
-        self._end()
+        if not self.done:
+            self.done = True
+            self._wire.finished()
 
     def start(
         self,
@@ -78,7 +76,7 @@ class Exchange:
         fields: Iterable[Field],
         length: int | None,
         *,
-        lines: tuple[bytes, ...] = (),
+        block: bytes = b"",
     ) -> None:
         """Without a length, HTTP/1.1 clients get chunks and older ones read until the close."""
         if self.started:
@@ -93,7 +91,7 @@ class Exchange:
             length=length,
             chunked=self._chunked,
             close=not self._keep,
-            lines=lines,
+            block=block,
         )
         self._wire.send(head)
 

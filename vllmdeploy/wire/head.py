@@ -60,13 +60,18 @@ class RequestHead(NamedTuple):
 
 
 class AnswerHead(NamedTuple):
-    """`lines` are the fields to pass on, as they came; `length` is the body's, or CHUNKED, or
-    UNTIL_CLOSE."""
+    """`block` are the fields to pass on, as they came, each with the end of its line; `length` is
+    the body's, or CHUNKED, or UNTIL_CLOSE; `events` that it is a stream of events."""
 
     status: int
-    lines: tuple[bytes, ...]
+    block: bytes
     length: int
     keep_alive: bool
+    events: bool = False
+
+    @property
+    def lines(self) -> tuple[bytes, ...]:
+        return tuple(self.block.split(b"\r\n")[:-1])
 
     def text(self, name: bytes) -> str:
         for line in self.lines:
@@ -125,6 +130,7 @@ def parse_answer(data: bytes, end: int, limits: HeadLimits = HEAD_LIMITS) -> Ans
     minor, code, block = match.groups()
     kept: list[bytes] = []
     own: list[Field] = []
+    events = False
     lines = block[:-2].split(b"\r\n") if block else []
     if len(lines) > limits.fields:
         raise NotHttp(f"more than {limits.fields} header fields")
@@ -132,8 +138,11 @@ def parse_answer(data: bytes, end: int, limits: HeadLimits = HEAD_LIMITS) -> Ans
         name = line[: line.index(b":")].lower()
         if name in NOT_PASSED_ON:
             own.append((name, line[len(name) + 1 :].strip(b" \t").lower()))
-        else:
-            kept.append(line)
+            continue
+        kept.append(line)
+        if name == b"content-type":
+            value = line[len(name) + 1 :].strip(b" \t").lower()
+            events = events or value.startswith(b"text/event-stream")
     lengths = [value for name, value in own if name == b"content-length"]
     codings = [value for name, value in own if name == b"transfer-encoding"]
     named = b",".join([value for name, value in own if name == b"connection"])
@@ -143,7 +152,8 @@ def parse_answer(data: bytes, end: int, limits: HeadLimits = HEAD_LIMITS) -> Ans
     if named and named not in (b"keep-alive", b"close"):
         names = {name.strip() for name in named.split(b",")}
         kept = [line for line in kept if line[: line.index(b":")].lower() not in names]
-    return AnswerHead(status, tuple(kept), length, keep and length != UNTIL_CLOSE)
+    passed_on = b"\r\n".join((*kept, b"")) if kept else b""
+    return AnswerHead(status, passed_on, length, keep and length != UNTIL_CLOSE, events)
 
 
 def _read_fields(block: bytes, limits: HeadLimits) -> list[Field]:

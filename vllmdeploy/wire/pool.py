@@ -13,6 +13,7 @@ from vllmdeploy.wire.deadlines import Deadlines
 from vllmdeploy.wire.faults import NeverSent, NoAnswer, OutOfSockets
 from vllmdeploy.wire.head import AnswerHead
 from vllmdeploy.wire.limits import UPSTREAM_TIMES, UpstreamTimes
+from vllmdeploy.wire.work import in_a_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Pool:
         self._times = times
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
-        self._asking: set[UpstreamConnection] = set()
+        self._connections: set[UpstreamConnection] = set()
         self._closed = False
 
     async def ask(
@@ -50,7 +51,7 @@ class Pool:
         kept = self._take() if repeatable else None
         if kept is not None:
             try:
-                return kept, await self._ask(kept, request)
+                return kept, await kept.ask(request)
             except NoAnswer as error:
                 stale = error
         try:
@@ -60,17 +61,17 @@ class Pool:
             if stale is not None:
                 raise stale from error
             raise
-        return connection, await self._ask(connection, request)
+        return connection, await connection.ask(request)
 
     def abandon(self, reason: str) -> None:
         """Every request that still waits for the first byte may try elsewhere."""
-        for connection in tuple(self._asking):
-            connection.abandon(reason)
+        for connection in tuple(self._connections):
+            if connection.asking:
+                connection.abandon(reason)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         if connection.reusable and not self._closed:
             connection.rest(monotonic())
-            connection.on_lost = self._forget
             self._idle.append(connection)
         else:
             connection.close()
@@ -82,28 +83,22 @@ class Pool:
             connection.close()
         self._idle.clear()
 
-    async def _ask(self, connection: UpstreamConnection, request: bytes) -> AnswerHead:
-        self._asking.add(connection)
-        try:
-            return await connection.ask(request)
-        finally:
-            self._asking.discard(connection)
-
     def _take(self) -> UpstreamConnection | None:
         now = monotonic()
         while self._idle:
             connection = self._idle.pop()
-            connection.on_lost = None
             if not connection.lost and now - connection.idle_since < self._times.idle_connection_s:
                 return connection
             connection.close()
         return None
 
     def _forget(self, connection: UpstreamConnection) -> None:
+        self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
     async def _open(self) -> UpstreamConnection:
+        await in_a_task()
         endpoint = self._endpoint
         opening = self._loop.create_connection(
             lambda: UpstreamConnection(self._deadlines, self._times),
@@ -122,4 +117,6 @@ class Pool:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise OutOfSockets(str(error)) from error
             raise NeverSent(f"no connection: {error}") from error
+        connection.on_lost = self._forget
+        self._connections.add(connection)
         return connection

@@ -14,7 +14,16 @@ Head = TypeVar("Head", RequestHead, AnswerHead)
 class MessageReader:
     """Ask for `head()` until it is there, then for `body()` until `complete`, then `renew()`."""
 
-    __slots__ = ("_data", "_decoder", "_known", "_known_raw", "_searched", "complete")
+    __slots__ = (
+        "_begun",
+        "_data",
+        "_decoder",
+        "_known",
+        "_known_raw",
+        "_left",
+        "_searched",
+        "complete",
+    )
 
     def __init__(self) -> None:
         self._data: bytes = b""
@@ -22,6 +31,8 @@ class MessageReader:
         self._known_raw: bytes = b""
         self._known: RequestHead | AnswerHead | None = None
         self._decoder: Decoder | None = None
+        self._left = 0
+        self._begun = False
         self.complete = False
 
     @property
@@ -31,7 +42,7 @@ class MessageReader:
 
     @property
     def untouched(self) -> bool:
-        return not self._data and self._decoder is None
+        return not self._data and not self._begun
 
     def feed(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
@@ -58,20 +69,38 @@ class MessageReader:
             self._known = head
         self._data = data[end:]
         self._searched = 0
-        self._decoder = decoder(head.length)
-        self.complete = self._decoder.done
+        self._begun = True
+        self._left = head.length
+        self._decoder = decoder(head.length) if head.length < 0 else None
+        self.complete = not head.length
         return head
 
     def body(self) -> bytes:
-        if self._decoder is None:
+        if not self._begun:
             raise RuntimeError("the body was asked for before the head")
-        if self.complete or not self._data:
+        data = self._data
+        if self.complete or not data:
             return b""
-        payload = self._decoder.decode(self._data)
+        if self._decoder is None:
+            return self._counted(data)
+        payload = self._decoder.decode(data)
         self._data = self._decoder.rest
         self.complete = self._decoder.done
         return payload
 
     def renew(self) -> None:
-        self._decoder = None
+        self._begun = False
         self.complete = False
+
+    def _counted(self, data: bytes) -> bytes:
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            self._data = b""
+            return data
+        self.complete = True
+        if not left:
+            self._data = b""
+            return data
+        payload, self._data = data[: self._left], data[self._left :]
+        return payload

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
 
 from vllmdeploy.wire.deadlines import Deadlines
 from vllmdeploy.wire.exchange import Exchange
@@ -14,12 +13,31 @@ from vllmdeploy.wire.limits import CLIENT_LIMITS, ClientLimits
 _IDLE_GRACE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request that may send its body, up to a limit, and who handles it then."""
+class Sink(Protocol):
+    """Takes a body piece by piece, so that nobody holds it whole.
 
-    handle: Callable[[Exchange], Awaitable[None]]
+    `take` raises Malformed for a body that is refused. `flow` is set by the connection, and called
+    with True where the sink cannot keep up, with False when it has caught up. `abandon` is called
+    when the rest of the body will not come, and maybe after its end, when it means nothing.
+    """
+
+    size: int
+    flow: Callable[[bool], None] | None
+
+    def take(self, piece: bytes) -> None: ...
+    def abandon(self) -> None: ...
+
+
+class Admitted(NamedTuple):
+    """A request that may send its body, up to a limit, and who handles it then.
+
+    `handle` runs as `Work`: not in a task until it waits for more than a wire. It ends the
+    exchange in every case but its own bug or cancellation. With a `sink` the exchange has no body.
+    """
+
+    handle: Callable[[Exchange], Coroutine[Any, None, None]]
     body_limit: int
+    sink: Sink | None = None
 
 
 class Application(Protocol):
@@ -32,7 +50,7 @@ class Application(Protocol):
         ...
 
     def refused(self, peer: str, status: int, reason: str) -> None: ...
-    def broken(self, exchange: Exchange, error: Exception) -> None: ...
+    def broken(self, error: Exception) -> None: ...
 
 
 class Closable(Protocol):

@@ -21,27 +21,26 @@ def answer_head(
     length: int | None,
     chunked: bool,
     close: bool,
-    lines: tuple[bytes, ...] = (),
+    block: bytes = b"",
 ) -> bytes:
-    """`lines` are fields that are written already."""
-    parts = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()]
-    if lines:
-        parts.append(b"\r\n".join(lines))
-        parts.append(b"\r\n")
-    for name, value in fields:
-        parts.append(b"%b: %b\r\n" % (name, value))
+    """`block` are fields that are written already, each with the end of its line."""
+    start = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+    end = b"connection: close\r\n\r\n" if close else b"\r\n"
     if chunked:
-        parts.append(b"transfer-encoding: chunked\r\n")
-    elif length is not None:
-        parts.append(b"content-length: %d\r\n" % length)
-    parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    return b"".join(parts)
+        size = b"transfer-encoding: chunked\r\n"
+    else:
+        size = b"" if length is None else b"content-length: %d\r\n" % length
+    return b"".join((start, block, written(fields) if fields else b"", size, end))
 
 
 def request_head(method: str, target: str, host: str, fields: Iterable[Field]) -> bytes:
     """`fields` must hold the length, if there is a body."""
     start = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("ascii")
-    return b"".join([start, *[b"%b: %b\r\n" % field for field in fields], b"\r\n"])
+    return b"%b%b\r\n" % (start, written(fields))
+
+
+def written(fields: Iterable[Field]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 def chunk(data: bytes) -> bytes:

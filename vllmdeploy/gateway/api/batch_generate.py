@@ -95,7 +95,7 @@ class _Batch:
         head = self._visit.exchange.head
         text = prompt[1:-1][:65536].decode("utf-8", "replace")
         request = request_of(head, {"prompt": text}, monotonic())
-        call = Call(self._group, COMPLETIONS, body, JSON_FIELDS, request, share=self._share)
+        call = Call(self._group, COMPLETIONS, body, JSON_FIELDS, lambda: request, share=self._share)
         try:
             instance, answer = await ask_json(self._gateway, call)
         finally:

@@ -30,7 +30,7 @@ async def forward(gateway: Gateway, visit: Visit) -> None:
         path,
         exchange.body,
         passed_on(visit),
-        wanted.request,
+        wish=wanted.request,
         replayable=retry.replayable("POST", path, stored=wanted.stored),
     )
     try:
@@ -43,4 +43,4 @@ async def forward(gateway: Gateway, visit: Visit) -> None:
 
 def passed_on(visit: Visit) -> tuple[Field, ...]:
     fields = visit.exchange.head.fields
-    return tuple((name, fields[name]) for name in _PASSED_ON if name in fields)
+    return tuple([(name, fields[name]) for name in _PASSED_ON if name in fields])

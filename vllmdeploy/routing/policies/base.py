@@ -32,6 +32,12 @@ class Choose(Protocol):
     def __call__(self, candidates: Sequence[C], request: Request, /) -> C: ...
 
 
+def reads_requests(policy: Policy) -> bool:
+    """Whether it matters to this policy what is asked; else nobody needs to find it out. A user's
+    policy that says nothing of it reads them."""
+    return bool(getattr(policy, "reads_requests", True))
+
+
 def chooser(policy: Policy) -> Choose:
     """How to ask this policy for its first; found out once, not for every request."""
     if isinstance(policy, Chooser):

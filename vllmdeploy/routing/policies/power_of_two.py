@@ -10,6 +10,8 @@ from vllmdeploy.routing.upstream import C, Request
 
 
 class PowerOfTwo:
+    reads_requests = False
+
     def __init__(self, chance: Chance) -> None:
         self._chance = chance
 

@@ -9,6 +9,8 @@ from vllmdeploy.routing.upstream import C, Request
 
 
 class Random:
+    reads_requests = False
+
     def __init__(self, chance: Chance) -> None:
         self._chance = chance
 

@@ -16,6 +16,8 @@ class RoundRobin:
     does with every ejection and every retry; the age of the last turn stays exact.
     """
 
+    reads_requests = False
+
     def __init__(self) -> None:
         self._turn = 0
         self._last: dict[str, int] = {}
@@ -28,8 +30,13 @@ class RoundRobin:
         return ordered
 
     def first(self, candidates: Sequence[C], request: Request) -> C:
-        last = self._last
-        chosen = min(candidates, key=lambda c: last.get(c.upstream.id, 0))
+        turn_of = self._last.get
+        chosen = candidates[0]
+        earliest = turn_of(chosen.upstream.id, 0)
+        for candidate in candidates:
+            turn = turn_of(candidate.upstream.id, 0)
+            if turn < earliest:
+                chosen, earliest = candidate, turn
         self._taken(chosen, candidates)
         return chosen
 

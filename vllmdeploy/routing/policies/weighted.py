@@ -10,6 +10,8 @@ from vllmdeploy.routing.upstream import C, Request
 class Weighted:
     """Smooth weighted round robin: all gain their weight, the richest goes and pays the total."""
 
+    reads_requests = False
+
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 
