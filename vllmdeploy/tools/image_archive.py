@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from vllmdeploy.core.command import Command, Result, script
-from vllmdeploy.core.reading import fields
+from vllmdeploy.core.reading import fields, whole
 from vllmdeploy.errors import last_line
 
 BLOCK = 512
@@ -147,7 +147,8 @@ def arrange(folder: str, exported: Exported, wanted: Sequence[str]) -> Command:
 def parse_pieces(result: Result) -> dict[str, int]:
     """Sizes by path."""
     found = (line.partition(" ./") for line in result.stdout.splitlines())
-    return {path: int(size) for size, _, path in found if size.isdigit()}
+    sizes = {path: whole(size) for size, _, path in found}
+    return {path: size for path, size in sizes.items() if size is not None}
 
 
 def head_blocks(exported: Exported) -> bytes:
@@ -176,8 +177,8 @@ def _file(name: str, content: bytes) -> bytes:
         return made.getvalue()
 
 
-# $1 the folder with the pieces, then the layers' folders in it. On stdin: the archive's first files,
-# and the heading of every layer, a block each.
+# $1 the folder with the pieces, then the layers' folders in it. On stdin: the archive's first
+# files, and the heading of every layer, a block each.
 _LOAD = r"""
 heads=$(mktemp) || exit 1
 trap 'rm -f "$heads"' EXIT
@@ -273,6 +274,7 @@ def room(images: str) -> Command:
 
 def parse_room(result: Result) -> Room:
     words = result.stdout.split()
-    if len(words) != 4 or not all(word.isdigit() for word in words[1:]):
+    here, there, systems = map(whole, (*words[1:4], "", "", "")[:3])
+    if here is None or there is None:
         return Room()
-    return Room(int(words[1]) * 1024, int(words[2]) * 1024, apart=words[3] != "1")
+    return Room(here * 1024, there * 1024, apart=systems != 1)
