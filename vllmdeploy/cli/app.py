@@ -28,6 +28,7 @@ from vllmdeploy.cli import (
     mps,
     node,
     output,
+    rerank,
     service,
     trust,
 )
@@ -133,3 +134,4 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(model.app, name="model")
 app.add_typer(image.app, name="image")
 app.add_typer(mps.app, name="mps")
+app.add_typer(rerank.app, name="rerank")

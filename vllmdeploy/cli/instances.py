@@ -14,8 +14,9 @@ from vllmdeploy.cli.service import DryRun, EndingInFlags, MaxModelLen, MaxNumSeq
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllmdeploy.config.settings import Loaded
+    from vllmdeploy.config.settings import Loaded, Settings
     from vllmdeploy.workflows.instances import InstancesPlan
+    from vllmdeploy.workflows.instances_asked import CardShares
     from vllmdeploy.workflows.instances_check import Checked
     from vllmdeploy.workflows.session import Session
 
@@ -30,6 +31,17 @@ Numbers = Annotated[
 ]
 Utilization = Annotated[
     str | None, typer.Option("--gpu-memory-utilization", help="Share of a card, as 0.96.")
+]
+NoMps = Annotated[bool, typer.Option("--no-mps", help="One engine per card, without CUDA MPS.")]
+ThreadPercentage = Annotated[
+    int | None,
+    typer.Option("--thread-percentage", min=1, max=100, help="Most threads of an engine (MPS)."),
+]
+CacheBytes = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-memory-bytes", help="KV cache of an engine, as 4g, not a share of the card."
+    ),
 ]
 
 
@@ -63,6 +75,12 @@ def start(
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Utilization = None,
+    per_card: Annotated[
+        int | None, typer.Option("--per-card", min=1, help="Engines sharing a card by CUDA MPS.")
+    ] = None,
+    no_mps: NoMps = False,
+    thread_percentage: ThreadPercentage = None,
+    kv_cache_memory_bytes: CacheBytes = "",
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -73,20 +91,22 @@ def start(
     from vllmdeploy.workflows import instances, instances_asked
 
     here = world(context)
-    loaded = _loaded(
+    loaded = loaded_with(
         here,
         TENSOR_PARALLEL_SIZE=gpus_per_instance,
         VLLM_PORTS=ports,
         MAX_MODEL_LEN=max_model_len,
         MAX_NUM_SEQS=max_num_seqs,
         GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
+        WORKERS=per_card,
     )
     asked = instances_asked.asked_of(
         loaded.settings,
         model,
         profile_name=profile,
         count=count,
-        hosts=tuple(filter(None, hosts.replace(" ", "").split(","))),
+        hosts=names(hosts),
+        shares=shares_of(no_mps, thread_percentage, kv_cache_memory_bytes),
         name=name,
         aliases=tuple(alias or ()),
         task=task,
@@ -98,7 +118,7 @@ def start(
     def decide(session: Session) -> InstancesPlan:
         return instances.decide_start(session, asked.wanted)
 
-    _carry_out(here, loaded, decide, "instances start", dry_run=dry_run, yes=yes, invite=True)
+    carry_out(here, loaded, decide, "instances start", dry_run=dry_run, yes=yes, invite=_invitation)
 
 
 @app.command(cls=EndingInFlags)
@@ -121,7 +141,7 @@ def restart(
     from vllmdeploy.workflows import instances
 
     here = world(context)
-    loaded = _loaded(here, GPU_MEMORY_UTILIZATION=gpu_memory_utilization)
+    loaded = loaded_with(here, GPU_MEMORY_UTILIZATION=gpu_memory_utilization)
     options: dict[str, Any] = {
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
@@ -135,7 +155,7 @@ def restart(
     def decide(session: Session) -> InstancesPlan:
         return instances.decide_restart(session, name, number or (), changes)
 
-    _carry_out(here, loaded, decide, "instances restart", dry_run=dry_run, yes=yes)
+    carry_out(here, loaded, decide, "instances restart", dry_run=dry_run, yes=yes)
 
 
 @app.command()
@@ -158,7 +178,7 @@ def stop(
     def decide(session: Session) -> InstancesPlan:
         return instances.decide_stop(session, name, number or ())
 
-    _carry_out(here, _loaded(here), decide, "instances stop", dry_run=dry_run, yes=yes)
+    carry_out(here, loaded_with(here), decide, "instances stop", dry_run=dry_run, yes=yes)
 
 
 @app.command("list")
@@ -170,7 +190,7 @@ def list_(context: typer.Context) -> None:
     from vllmdeploy.workflows.instances_check import listed
 
     here = world(context)
-    with here.session(_loaded(here)) as session:
+    with here.session(loaded_with(here)) as session:
         _show(here, listed(session))
 
 
@@ -184,7 +204,7 @@ def check(context: typer.Context, name: AnyName = "") -> None:
     from vllmdeploy.workflows.instances_check import checked
 
     here = world(context)
-    with here.session(_loaded(here)) as session:
+    with here.session(loaded_with(here)) as session:
         found = checked(session, name)
     _show(here, found)
     failing = [one for one in found if not one.well]
@@ -210,16 +230,33 @@ def logs(
     from vllmdeploy.workflows.instances_check import show_logs
 
     here = world(context)
-    with here.session(_loaded(here)) as session:
+    with here.session(loaded_with(here)) as session:
         unread = show_logs(
             session, name, number or (), tail=tail, follow=follow, on_line=output.answer
         )
         end_with(list(unread))
 
 
-def _loaded(here: World, **flags: object) -> Loaded:
+def loaded_with(here: World, **flags: object) -> Loaded:
     given = {key: str(value) for key, value in flags.items() if value is not None}
     return here.loaded(given, bare_names=True)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Hosts apart by commas."""
+    return tuple(filter(None, text.replace(" ", "").split(",")))
+
+
+def shares_of(no_mps: bool, percentage: int | None, cache: str) -> CardShares:
+    from vllmdeploy.config.readers import size
+    from vllmdeploy.errors import UsageError
+    from vllmdeploy.workflows.instances_asked import CardShares
+
+    try:
+        wanted = size(cache).bytes if cache else None
+    except ValueError as error:
+        raise UsageError(f"--kv-cache-memory-bytes: {error}") from error
+    return CardShares(no_mps=no_mps, percentage=percentage, cache_bytes=wanted)
 
 
 def _show(here: World, found: tuple[Checked, ...]) -> None:
@@ -233,7 +270,7 @@ def _show(here: World, found: tuple[Checked, ...]) -> None:
     output.answer(output.table(headings, rows))
 
 
-def _carry_out(
+def carry_out(
     here: World,
     loaded: Loaded,
     decide: Callable[[Session], InstancesPlan],
@@ -241,7 +278,7 @@ def _carry_out(
     *,
     dry_run: bool,
     yes: bool,
-    invite: bool = False,
+    invite: Callable[[Settings, InstancesPlan], str] | None = None,
 ) -> None:
     from vllmdeploy.cli import progress
     from vllmdeploy.workflows import cluster, instances
@@ -270,5 +307,8 @@ def _carry_out(
                     cluster.apply(session, back, f"{what}: undone", on_event, stop)
         conclude(here, applied, stop)
         if invite:
-            keys, address = decided.keys, decided.address
-            output.answer(invitation(session.settings, keys, decided.name, address))
+            output.answer(invite(session.settings, decided))
+
+
+def _invitation(settings: Settings, decided: InstancesPlan) -> str:
+    return invitation(settings, decided.keys, decided.name, decided.address)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan import capacity
-from vllmdeploy.plan.instances import Placement, Ports, Shape, place
+from vllmdeploy.plan.instances import Placement, Ports, Shape, Slot, place
+from vllmdeploy.plan.instances_mps import Crowd, crowd, notes, refusals
 from vllmdeploy.plan.instances_node import Common, Instance, instance
 from vllmdeploy.plan.instances_room import host_reasons, memory_reasons, room_of
 from vllmdeploy.plan.instances_wanted import (
@@ -34,6 +35,8 @@ class Instances:
     name: str
     of: tuple[Instance, ...]
     notes: tuple[str, ...] = ()
+    crowds: tuple[Crowd, ...] = ()
+    """Those of one host that share cards, for each such host."""
 
 
 def decide_instances(
@@ -52,6 +55,7 @@ def decide_instances(
     placement = Placement() if anew else _placed(wanted, asked, found, members, existing)
     slots = (*map(slot_of, existing), *placement.slots)
     about_model = _about_model(wanted, asked, found, members)
+    crowds = _crowds(wanted, asked, found, slots)
     reasons = (
         *_name(wanted, name, found),
         *(reason for one in members for reason in host_reasons(wanted, one)),
@@ -59,6 +63,7 @@ def decide_instances(
         *_vllm(asked, found, members, about_model.method),
         *placement.reasons,
         *memory_reasons(asked.engine, found, slots, about_model.folder),
+        *(reason for one in crowds for reason in refusals(one)),
     )
     if reasons:
         raise PreflightRefused(tuple(dict.fromkeys(reasons)))
@@ -67,6 +72,7 @@ def decide_instances(
         asked=asked,
         folder=about_model.folder,
         method=about_model.method.method,
+        slots=slots,
         beside=beside,
     )
     # What an instance keeps of the wish that placed it is what it was started with.
@@ -75,7 +81,18 @@ def decide_instances(
         instance(wanted, replace(common, asked=kept.get(slot, asked)), found, slot)
         for slot in slots
     )
-    return Instances(name=name, of=decided, notes=placement.notes)
+    arithmetic = (note for one in crowds for note in notes(one))
+    return Instances(name=name, of=decided, notes=(*placement.notes, *arithmetic), crowds=crowds)
+
+
+def _crowds(
+    wanted: Wanted, asked: InstancesWanted, found: FoundInstances, slots: Sequence[Slot]
+) -> tuple[Crowd, ...]:
+    total = asked.engine.gpu_memory_utilization
+    each = (
+        crowd(wanted.cluster, asked.sharing, one, slots, found.mps, total) for one in found.members
+    )
+    return tuple(one for one in each if one)
 
 
 def meant(asked: InstancesWanted, found: FoundInstances) -> tuple[Member, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vllmdeploy.core.spec import NodeSpec
 from vllmdeploy.plan.cards import RayShare
 from vllmdeploy.plan.instances import Slot
+from vllmdeploy.plan.instances_mps import Seat, crowd, seat
 from vllmdeploy.plan.instances_room import share_of
 from vllmdeploy.plan.instances_wanted import FoundInstances, InstancesWanted, document, node_name
 from vllmdeploy.plan.node import QUIET, Member, proxies
@@ -40,20 +41,33 @@ class Common:
     asked: InstancesWanted
     folder: str
     method: str
+    slots: tuple[Slot, ...] = ()
     beside: str = ""
 
 
 def instance(wanted: Wanted, common: Common, found: FoundInstances, slot: Slot) -> Instance:
     member = _with_cards(found.member(slot.host), slot)
     service = _service(common, found, member, slot)
-    file = _file(wanted, common, found.vllm.get(slot.host, Vllm()), member, service, slot)
+    shared = _shared(wanted, common, found, slot)
+    vllm = found.vllm.get(slot.host, Vllm())
+    file = _file(wanted, common, vllm, member, service, slot, shared)
     return Instance(
         service=service,
         slot=slot,
         file=file,
-        node=_node(wanted, member, service, file),
+        node=replace(_node(wanted, member, service, file), mps=shared.door),
         member=member,
     )
+
+
+def _shared(wanted: Wanted, common: Common, found: FoundInstances, slot: Slot) -> Seat:
+    """What it is told because others have the same cards."""
+    engine, host = common.asked.engine, found.member(slot.host)
+    total = engine.gpu_memory_utilization
+    crowded = crowd(wanted.cluster, common.asked.sharing, host, common.slots, found.mps, total)
+    in_container = wanted.runtime == "docker"
+    is_one = crowded is not None and slot in crowded.slots
+    return seat(crowded, slot, in_container=in_container) if crowded and is_one else Seat()
 
 
 def _with_cards(member: Member, slot: Slot) -> Member:
@@ -86,13 +100,20 @@ def _service(common: Common, found: FoundInstances, member: Member, slot: Slot) 
 
 
 def _file(
-    wanted: Wanted, common: Common, vllm: Vllm, member: Member, service: Service, slot: Slot
+    wanted: Wanted,
+    common: Common,
+    vllm: Vllm,
+    member: Member,
+    service: Service,
+    slot: Slot,
+    shared: Seat,
 ) -> EngineFile:
     asked = common.asked.engine
+    flags = (*member.accelerator.engine_flags(member.share.cards), *shared.arguments)
     engine = replace(
         asked,
         gpu_memory_utilization=share_of(asked, slot),
-        arguments=(*member.accelerator.engine_flags(member.share.cards), *asked.arguments),
+        arguments=(*flags, *asked.arguments),
     )
     line = argv(engine_of(engine, service, common.folder, common.method), vllm)
     if wanted.runtime != "docker":
@@ -105,6 +126,7 @@ def _file(
             "PYTHONSAFEPATH": "1",
             _GENERATION: str(service.generation),
             **member.accelerator.instance_environment,
+            **shared.environment,
         },
         url=service.url,
         canary=canary(service.task, service.names[0]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from vllmdeploy.plan.capacity_model import parse_config
 from vllmdeploy.plan.cards import ledger
 from vllmdeploy.plan.instances import Room, Slot
 from vllmdeploy.plan.instances_wanted import FoundInstances, slot_of
+from vllmdeploy.plan.mps_share import each_of
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service_wanted import ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
@@ -76,7 +76,7 @@ def share_of(asked: ServiceWanted, slot: Slot) -> float | None:
     whole = asked.gpu_memory_utilization
     if whole is None and slot.sharing > 1:
         whole = capacity.DEFAULT_UTILISATION
-    return None if whole is None else math.floor(whole / slot.sharing * 1000) / 1000
+    return None if whole is None else each_of(whole, slot.sharing)
 
 
 def memory_reasons(

@@ -57,8 +57,11 @@ class Sites:
         return next((one for one in ours if one.name == name), None)
 
 
-def bring_all(sites: Sites, wanted: Sequence[Instance]) -> Mapping[str, str]:
+def bring_all(
+    sites: Sites, wanted: Sequence[Instance], first: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, str]:
     """The steps for those that are not as wanted; by instance, the step that says it is ready.
+    `first`: by host, the steps that each of its instances needs.
 
     On one card they begin one after another, because each measures what memory is left. On one
     host the next begins when the one before has read its weights, so that the disk serves one.
@@ -67,7 +70,7 @@ def bring_all(sites: Sites, wanted: Sequence[Instance]) -> Mapping[str, str]:
     on_host: dict[str, tuple[Instance, str]] = {}
     on_cards: dict[tuple[str, tuple[int, ...]], str] = {}
     for one in wanted:
-        before = _before(sites, one, on_host, on_cards)
+        before = (*first.get(one.slot.host, ()), *_before(sites, one, on_host, on_cards))
         awaited = bring(sites, one, before)
         if awaited:
             ready[one.service.name] = awaited

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 from vllmdeploy.plan.instances import Slot
+from vllmdeploy.plan.instances_mps import Sharing
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service_wanted import ServiceWanted
+from vllmdeploy.tools.mps_found import Mps
 from vllmdeploy.tools.vllm import Vllm
 from vllmdeploy.tools.vllm_engine import EngineState
 from vllmdeploy.tools.vllm_model import FoundModel
@@ -18,8 +20,8 @@ from vllmdeploy.tools.vllm_services import Service, Stored
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstancesWanted:
     """One `instances start`. `engine.tensor_parallel`: the cards of each; `count` None: as many
-    as there is room for; `per_card`: how many share a set of cards; `hosts` empty: all of them;
-    `ports` empty: the first free ones of `usual_ports`."""
+    as there is room for; `per_card`: how many share a set of cards, in the way of `sharing`;
+    `hosts` empty: all of them; `ports` empty: the first free ones of `usual_ports`."""
 
     engine: ServiceWanted
     count: int | None = None
@@ -27,6 +29,7 @@ class InstancesWanted:
     hosts: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     usual_ports: tuple[int, ...] = ()
+    sharing: Sharing | None = None
 
     @classmethod
     def stored(cls, kept: Mapping[str, Any]) -> InstancesWanted:
@@ -36,12 +39,14 @@ class InstancesWanted:
         for key in ("hosts", "ports", "usual_ports"):
             given[key] = tuple(given.get(key, ()))
         given["engine"] = ServiceWanted.stored(given["engine"])
+        if given.get("sharing"):
+            given["sharing"] = Sharing.stored(given["sharing"])
         return cls(**given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundInstances:
-    """A fleet as instances meet it. `vllm` and `models` are of the hosts that were asked;
+    """A fleet as instances meet it. `vllm`, `models` and `mps` are of the hosts that were asked;
     `engines` are by instance."""
 
     members: tuple[Member, ...]
@@ -52,6 +57,7 @@ class FoundInstances:
     engines: Mapping[str, EngineState] = field(default_factory=dict[str, EngineState])
     vllm: Mapping[str, Vllm] = field(default_factory=dict[str, Vllm])
     models: Mapping[str, FoundModel] = field(default_factory=dict[str, FoundModel])
+    mps: Mapping[str, Mps] = field(default_factory=dict[str, Mps])
 
     @property
     def instances(self) -> tuple[Service, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 from vllmdeploy.config.profiles import MODEL_SIZES, ModelSize
 from vllmdeploy.config.values import shown, suggestion
-from vllmdeploy.core.reading import json_object
+from vllmdeploy.core.reading import json_object, whole
 from vllmdeploy.errors import UsageError
 from vllmdeploy.tools.vllm import Vllm
 
@@ -90,6 +91,12 @@ def engine_arguments(wanted: RerankWanted, config: str, vllm: Vllm) -> tuple[str
     threads = wanted.max_workers
     rendering = (_RENDERERS, str(threads)) if threads and vllm.knows(_RENDERERS) else ()
     return (*_checkpoint(wanted.model, config), *rendering)
+
+
+def rendering_threads(arguments: Sequence[str]) -> int | None:
+    """What an engine was told of them."""
+    pairs = dict(pairwise(arguments))
+    return whole(pairs[_RENDERERS]) if _RENDERERS in pairs else None
 
 
 def _checkpoint(model: str, config: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from vllmdeploy.effects.execute import Outcome
 from vllmdeploy.errors import UsageError
 from vllmdeploy.plan import instances_steps as steps
 from vllmdeploy.plan.instances_decide import Instances, decide_instances
+from vllmdeploy.plan.instances_mps import daemons
 from vllmdeploy.plan.instances_node import Instance
 from vllmdeploy.plan.instances_steps import Sites
 from vllmdeploy.plan.instances_wanted import (
@@ -43,7 +44,8 @@ class InstancesPlan:
 
 def decide_start(session: Session, asked: InstancesWanted) -> InstancesPlan:
     """What is missing of the wanted instances, behind the gateway; one that fails harms none."""
-    looked = look(session, model=model_folder(session.wanted, asked.engine), hosts=asked.hosts)
+    folder, shares = model_folder(session.wanted, asked.engine), asked.per_card > 1
+    looked = look(session, model=folder, hosts=asked.hosts, mps=shares)
     return decide_found(session, asked, looked)
 
 
@@ -57,7 +59,8 @@ def _brought(session: Session, looked: Looked, decided: Instances) -> InstancesP
     sites = _sites(session, looked.found)
     for note in (*map(str, (one.slot for one in decided.of)), *decided.notes):
         sites.draft.note(note)
-    ready = steps.bring_all(sites, decided.of)
+    first = {one.member.name: daemons(sites.draft, one) for one in decided.crowds}
+    ready = steps.bring_all(sites, decided.of, first)
     services = [one.service for one in decided.of]
     others = _others(looked.found, {one.name for one in services})
     gateway = replace(_offering(session, looked, sites), instances=(*others, *services))
@@ -123,10 +126,11 @@ def decide_restart(
     again = chosen(first.found, name, numbers)
     before = asked_of(again[0])
     asked = replace(before, engine=replace(before.engine, **changes))
-    looked = look(session, model=model_folder(session.wanted, asked.engine))
+    folder, shares = model_folder(session.wanted, asked.engine), asked.per_card > 1
+    looked = look(session, model=folder, mps=shares)
     anew = decide_instances(session.wanted, asked, looked.found, beside=_beside(session), anew=True)
     sites = _sites(session, looked.found)
-    needs: tuple[str, ...] = ()
+    needs = tuple(key for one in anew.crowds for key in daemons(sites.draft, one))
     wanted = {one.service.name: one for one in anew.of}
     for one in again:
         out = _withdrawn(session, looked, sites, [one], one.name, needs)

@@ -14,7 +14,8 @@ from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.instances_wanted import FoundInstances, instances_of, node_name
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.observed import FoundNode
-from vllmdeploy.tools import vllm
+from vllmdeploy.tools import mps_found, vllm
+from vllmdeploy.tools.mps_found import Mps
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engine
 from vllmdeploy.tools.vllm_model import FoundModel, folder
 from vllmdeploy.tools.vllm_services import Service
@@ -31,8 +32,11 @@ class Looked:
     found: FoundInstances
 
 
-def look(session: Session, *, model: str = "", hosts: tuple[str, ...] = ()) -> Looked:
-    """`model`: a folder to look for, on the hosts that are meant; none named: on all."""
+def look(
+    session: Session, *, model: str = "", hosts: tuple[str, ...] = (), mps: bool = False
+) -> Looked:
+    """`model`: a folder to look for, on the hosts that are meant; none named: on all. `mps`: their
+    MPS daemons too, where they have such cards."""
     known = [host.name for host in session.fleet.hosts]
     for name in hosts:
         if name not in known:
@@ -43,7 +47,13 @@ def look(session: Session, *, model: str = "", hosts: tuple[str, ...] = ()) -> L
     if lost:
         raise PreflightRefused([why for reasons in seen.problems.values() for why in reasons])
     asked = [one for one in members if model and (not hosts or one.name in hosts)]
-    answers = each(members, lambda one: _ask(session, seen, one, model if one in asked else ""))
+
+    def answer_of(one: Member) -> _Answer:
+        meant = one in asked
+        shares = mps and meant and one.accelerator.name == "nvidia"
+        return _ask(session, seen, one, model if meant else "", mps=shares)
+
+    answers = each(members, answer_of)
     for answer in answers:
         if isinstance(answer, VllmdeployError):
             raise answer
@@ -57,6 +67,7 @@ def look(session: Session, *, model: str = "", hosts: tuple[str, ...] = ()) -> L
         engines={name: state for one in said for name, state in one.engines.items()},
         vllm={one.host: one.vllm for one in said if one.vllm},
         models={one.host: one.model for one in said if one.model},
+        mps={one.host: one.mps for one in said if one.mps},
     )
     return Looked(seen=seen, found=found)
 
@@ -67,9 +78,10 @@ class _Answer:
     engines: dict[str, EngineState]
     vllm: vllm.Vllm | None = None
     model: FoundModel | None = None
+    mps: Mps | None = None
 
 
-def _ask(session: Session, seen: Seen, member: Member, model: str) -> _Answer:
+def _ask(session: Session, seen: Seen, member: Member, model: str, *, mps: bool) -> _Answer:
     """One round trip to a host for its instances, its vLLM and its copy of the model."""
     nodes = list(_running(session, seen, member))
     facts: list[Fact[Any]] = [_engine(session, member, node) for _, node in nodes]
@@ -80,12 +92,15 @@ def _ask(session: Session, seen: Seen, member: Member, model: str) -> _Answer:
         facts.append(folder(model))
     if can_tell:
         facts.append(vllm.installed(_probe(session, member)))
+    if mps:
+        facts.append(mps_found.found(mps_found.saved_modes(member.layout.root)))
     said = ask(session.shells[member.name], facts, member.found.access) if facts else []
     return _Answer(
         host=member.name,
         engines={one.name: state for (one, _), state in zip(nodes, said, strict=False)},
         model=said[len(nodes)] if model else None,
         vllm=said[len(nodes) + 1] if can_tell else None,
+        mps=said[-1] if mps else None,
     )
 
 
