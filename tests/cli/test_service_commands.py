@@ -29,6 +29,10 @@ INSIDE = r"""    case $last in
         echo '}}' ;;
       *"find_spec('vllm')"*) cat "$home/vllm" ;;
       */health) cat "$home/health" ;;
+      *:8000) if mkdir "$home/taken" 2>/dev/null
+              then echo 'vllmdeploy_gateway_instance_state{instance="m",state="draining"} 1'
+              else rmdir "$home/taken"; echo 'vllmdeploy_gateway_instance_ready{instance="m"} 1'
+              fi ;;
       http://*) echo 'vllm:num_requests_running{} 0.0' ;;
 """
 ASKED = r"""    for last do :; done
@@ -234,10 +238,11 @@ def test_a_service_ends_after_its_requests_and_its_file_is_gone(up: ScriptedHost
     stopped = run("stop-service", "m", "--yes")
     assert stopped.code == 0, stopped.err
     assert steps(stopped) == [
-        "gpu-01: withdraw m from vllm-gateway (it gets no new requests)",
-        "gpu-01: drain service m (no request is cut off)",
+        "gpu-01: drain m in vllm-gateway (it gets no new requests)",
+        "gpu-01: await last answer of m (no request is cut off)",
         "gpu-01: remove service m (stop-service)",
         "gpu-01: await end of m (its cards are free then)",
+        "gpu-01: write vllm-gateway's instances: end of m (stop-service)",
     ]
     assert list((up.state / "services").iterdir()) == []
     fleet_file = up.state / "run/vllm-gateway/fleet/fleet.json"
@@ -253,7 +258,7 @@ def test_a_restart_takes_new_settings_and_keeps_the_rest(up: ScriptedHost, run: 
     assert run("start-service", "m", "--alias", "chat", "--yes").code == 0
     again = run("restart-service", "m", "--max-model-len", "64", "--yes")
     assert again.code == 0, again.err
-    assert "answers nothing from its stop" in again.err
+    assert "m answers nothing from its end until its new engine has loaded" in again.err
     argv = spec(up)["argv"]
     assert isinstance(argv, list)
     assert argv[argv.index("--max-model-len") + 1] == "64"

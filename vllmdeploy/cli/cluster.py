@@ -12,6 +12,7 @@ from vllmdeploy.cli.context import World, connect_lazily, world
 from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from vllmdeploy.config.settings import Loaded
     from vllmdeploy.core.plan import Plan
     from vllmdeploy.effects.execute import OnEvent
     from vllmdeploy.workflows.session import Session
@@ -49,6 +50,12 @@ def up(
     yes: Yes = False,
     offline: Offline = False,
     cards: Cards = 8,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Then keep looking, and mend what breaks.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--every", min=1, help="With --watch: seconds between two looks.")
+    ] = 15,
 ) -> None:
     """Bring the fleet up: Ray nodes on every host, until Ray reports all hosts and all cards.
 
@@ -58,20 +65,52 @@ def up(
     if dry_run or offline:
         show_plan(here, _decided(here, offline=offline, cards=cards))
         return
+    loaded = here.loaded()
+    with here.session(loaded) as session:
+        if not (watch and session.failures):
+            _bring_up(here, session, yes=yes)
+    if watch:
+        _keep_mending(here, loaded, every)
+
+
+def _bring_up(here: World, session: Session, *, yes: bool) -> None:
     from vllmdeploy.workflows import cluster, service
 
-    with here.session(here.loaded()) as session:
-        session.need_all()
-        with cluster.locked(session, "up") as stop:
-            found = session.look_at_all()
-            decided = service.decide_up(session, found)
+    session.need_all()
+    with cluster.locked(session, "up") as stop:
+        found = session.look_at_all()
+        decided = service.decide_up(session, found)
 
-            def with_images(on_event: OnEvent) -> Plan:
-                return cluster.decide_with_images(
-                    session, found, on_event, stop, decide=service.decide_up
-                )
+        def with_images(on_event: OnEvent) -> Plan:
+            return cluster.decide_with_images(
+                session, found, on_event, stop, decide=service.decide_up
+            )
 
-            carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
+        carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
+
+
+def _keep_mending(here: World, loaded: Loaded, every_s: float) -> None:
+    """Until Ctrl-C or SIGTERM; the round at work gives the lock back before it ends."""
+    import signal
+    import threading
+
+    from vllmdeploy.workflows.mend import Watch
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    watching = Watch(
+        loaded=loaded, sessions=here.session, say=_timed, on_event=lambda _: None, every_s=every_s
+    )
+    _timed(f"watching {len(loaded.fleet.hosts)} hosts, every {every_s:g} s; Ctrl-C ends it")
+    try:
+        watching.forever(threading.Event())
+    finally:
+        _timed(str(watching.tally))
+
+
+def _timed(words: str) -> None:
+    from datetime import datetime
+
+    output.say(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {words}")
 
 
 def down(

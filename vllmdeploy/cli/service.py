@@ -70,6 +70,9 @@ def start_service(
     ] = None,
     task: Annotated[str, typer.Option("--task", help="generate, embed or rerank.")] = "generate",
     group: Annotated[str, typer.Option("--group", help="Group of hosts.")] = "",
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="Engines of it, each on TP x PP cards.")
+    ] = 1,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     quantization: Quantization = None,
@@ -87,6 +90,7 @@ def start_service(
         "name": name,
         "aliases": tuple(alias or ()),
         "task": service.checked_task(task),
+        "replicas": replicas,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "quantization": quantization,
@@ -106,6 +110,9 @@ def restart_service(
     context: typer.Context,
     name: Name,
     *,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="Engines from now on.")
+    ] = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     quantization: Quantization = None,
@@ -113,13 +120,15 @@ def restart_service(
     yes: Yes = False,
 ) -> None:
     """Start a service anew, with new settings if any are given; vLLM's flags after -- replace
-    those it had. It answers nothing meanwhile; if the new one fails, the old one comes back.
+    those it had. Engines take turns, and no request is lost, where there are several or free
+    cards for one more; otherwise the downtime is said first. If a new one fails, the old one stays.
 
     Example: vllmdeploy restart-service Llama-3-8B-instruct --max-model-len 8192
     """
-    from vllmdeploy.workflows import service
+    from vllmdeploy.workflows.service_change import decide_restart
 
     options = {
+        "replicas": replicas,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "quantization": quantization,
@@ -128,8 +137,7 @@ def restart_service(
     changes = {key: value for key, value in options.items() if value is not None}
 
     def decide(session: Session) -> ServicePlan:
-        output.say(f"note: {name} answers nothing from its stop until its engine has loaded again")
-        return service.decide_restart(session, name, changes)
+        return decide_restart(session, name, changes)
 
     _carry_out(world(context), decide, "restart-service", dry_run=dry_run, yes=yes, invite=True)
 
@@ -141,10 +149,10 @@ def stop_service(
 
     Example: vllmdeploy stop-service Llama-3-8B-instruct
     """
-    from vllmdeploy.workflows import service
+    from vllmdeploy.workflows.service_change import decide_stop
 
     def decide(session: Session) -> ServicePlan:
-        return service.decide_stop(session, name)
+        return decide_stop(session, name)
 
     _carry_out(world(context), decide, "stop-service", dry_run=dry_run, yes=yes, invite=False)
 
@@ -194,7 +202,7 @@ def _carry_out(
     invite: bool,
 ) -> None:
     from vllmdeploy.cli import progress
-    from vllmdeploy.workflows import cluster, service
+    from vllmdeploy.workflows import cluster
 
     with here.session(here.loaded()) as session:
         session.need_all()
@@ -208,14 +216,18 @@ def _carry_out(
                 if here.json:
                     output.document({"steps": []})
                 return
+            for note in decided.plan.notes:
+                output.say(f"note: {note}")
             for step in decided.plan:
                 output.say(output.step_line(step))
             output.confirm(f"Carry out these {len(decided.plan)} steps?", yes=yes)
             with progress.shown() as on_event:
                 applied = cluster.apply(session, decided.plan, what, on_event, stop)
-                if decided.gone_wrong(applied) and decided.undo.steps:
-                    back = service.undo(session, decided, what, on_event, stop)
-                    output.say("undone: as before" if back else "what was there before is not back")
+                back = decided.back(applied.outcomes)
+                if back.steps:
+                    undone = cluster.apply(session, back, f"{what}: undone", on_event, stop)
+                    lost = "what was there before is not back"
+                    output.say(lost if undone.failed else "undone: as before")
         conclude(here, applied, stop)
         if invite:
             output.answer(

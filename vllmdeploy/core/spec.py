@@ -19,6 +19,9 @@ GENERATION_LABEL = LABEL + "generation"
 FINGERPRINT_LABEL = LABEL + "fingerprint"
 CARDS_LABEL = LABEL + "cards"
 PACKAGE_LABEL = LABEL + "package"
+
+# In an engine's environment: a new number is a new engine, also where nothing else changed.
+GENERATION_VARIABLE = "VLLMDEPLOY_GENERATION"
 MPS_LABEL = LABEL + "mps"
 """The pipe folder of the MPS daemon whose client it is."""
 
@@ -52,6 +55,8 @@ class ContainerSpec:
     arguments: tuple[str, ...] = ()
     shm_size: str = ""
     entrypoint: str = ""
+    stop_s: int = 0
+    """What it gets to end by itself, whoever stops it; 0: what Docker gives all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +78,8 @@ class NodeSpec:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     cards: tuple[int, ...] = ()
     ray_cards: int = 0
+    stop_limit_s: int = 0
+    """What its warden takes to end all, requests at work included; 0: what wardens take."""
     package: str = ""
     generation: int = 1
     mps: MpsDoor | None = None

@@ -100,9 +100,11 @@ class Fleet:
     async def put(self, spec: UpstreamSpec, *, origin: str) -> Instance:
         known = self.instances.get(spec.id)
         if known is not None and known.same_as(spec):
+            drained_before = known.spec.drain
             known.change(spec)
             known.origin = origin
             self.regroup()
+            self._drain_as_asked(known, drained_before)
             return known
         pinned = await self._loop.run_in_executor(None, pin, parse_url(spec.url), self._allowed)
         instance = self._new(spec, pinned, origin)
@@ -112,7 +114,15 @@ class Fleet:
         self.regroup()
         say("instance added", instance=spec.id, url=spec.url, generation=spec.generation)
         self.on_added(instance)
+        self._drain_as_asked(instance, False)
         return instance
+
+    def _drain_as_asked(self, instance: Instance, before: bool) -> None:
+        """What somebody drained by the admin API stays so, whatever else of the file changes."""
+        if instance.spec.drain:
+            self.changed(instance, instance.health.drain(monotonic()))
+        elif before:
+            self.changed(instance, instance.health.resume(monotonic()))
 
     def remove(self, identity: str) -> None:
         """Requests in flight go on to their end; no new one is sent."""

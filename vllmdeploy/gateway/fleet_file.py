@@ -15,7 +15,7 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _KEYS = ("upstreams", "policy", "scheduling", "default_model")
 _UPSTREAM_KEYS = (
     *("id", "url", "models", "weight", "cost", "limit", "generation", "key_file"),
-    *("tensor_parallel_size", "max_num_seqs"),
+    *("tensor_parallel_size", "max_num_seqs", "drain"),
 )
 # Whether it is a whole number, the default, the least and the most.
 _NUMBERS: dict[str, tuple[bool, float, float, float]] = {
@@ -83,6 +83,9 @@ def upstream(value: object, where: str, problems: list[str]) -> UpstreamSpec | N
         problems.append(f"{where}: models is not a list of names")
     numbers = {name: _number(entry, name, where, problems) for name in _NUMBERS}
     key_file = _text(entry, "key_file", "", where, problems)
+    drain = entry.get("drain", False)
+    if not isinstance(drain, bool):
+        problems.append(f"{where}: drain is not true or false")
     if len(problems) > before:
         return None
     return UpstreamSpec(
@@ -96,6 +99,7 @@ def upstream(value: object, where: str, problems: list[str]) -> UpstreamSpec | N
         key_file=key_file,
         tensor_parallel_size=int(numbers["tensor_parallel_size"]),
         max_num_seqs=int(numbers["max_num_seqs"]),
+        drain=drain is True,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vllmdeploy.core.spec import GENERATION_VARIABLE
 from vllmdeploy.node import output, processes, ray, watching
 from vllmdeploy.node.background import Background
 from vllmdeploy.node.logs import Echo, RotatedLog
@@ -70,6 +71,7 @@ class Child:
         self._needs = needs
         self._main = main
         self._since = time.time()
+        self._took: float | None = None
         self._last_exit: dict[str, object] | None = None
         self._last_failure: dict[str, object] | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -88,6 +90,8 @@ class Child:
         if self.life == before and not actions:
             return
         if self.life.phase != before.phase:
+            if self.life.phase == Phase.RUNNING:
+                self._took = time.time() - self._since
             self._since = time.time()
             reason = f" ({self.life.reason})" if self.life.reason else ""
             self._around.tell(f"{self.spec.name}: {self.life.phase.value}{reason}")
@@ -229,6 +233,8 @@ class Child:
             "reason": life.reason,
             "pid": self.pid or None,
             "since": self._since,
+            "took_s": self._took,
+            "generation": self.spec.env.get(GENERATION_VARIABLE, ""),
             "restarts": life.restarts,
             "failures": len(life.failures),
             "next_try_at": wait,

@@ -65,6 +65,21 @@ class Offering:
         subject = f"{service.name} from {self.name}"
         return self._write(content, "withdraw", subject, "it gets no new requests", needs)
 
+    def tell(
+        self,
+        services: Sequence[Service],
+        verb: str,
+        subject: str,
+        cause: str,
+        needs: tuple[str, ...],
+        *,
+        draining: str = "",
+    ) -> str:
+        """Write which instances there are from now on, and which of them gets nothing new."""
+        known = (*services, *self.instances)
+        content = fleet_file(self.gateway, known, draining=draining)
+        return self._write(content, verb, subject, cause, needs)
+
     def _write(
         self, content: bytes, verb: str, subject: str, cause: str, needs: tuple[str, ...]
     ) -> str:

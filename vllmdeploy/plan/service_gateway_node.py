@@ -73,8 +73,9 @@ def fleet_folder(layout: Layout, name: str) -> str:
     return f"{layout.run(name)}/fleet"
 
 
-def fleet_file(gateway: GatewayWanted, services: Sequence[Service]) -> bytes:
-    """What the gateway routes to; it takes a new file over without a restart."""
+def fleet_file(gateway: GatewayWanted, services: Sequence[Service], *, draining: str = "") -> bytes:
+    """What the gateway routes to; it takes a new file over without a restart. `draining`: the
+    engine that gets nothing new."""
     document = {
         "upstreams": [
             {
@@ -84,6 +85,7 @@ def fleet_file(gateway: GatewayWanted, services: Sequence[Service]) -> bytes:
                 "generation": one.generation,
                 "tensor_parallel_size": one.tensor_parallel,
                 "max_num_seqs": one.max_num_seqs,
+                **({"drain": True} if one.name == draining else {}),
             }
             for one in sorted(services, key=lambda one: one.name)
         ],

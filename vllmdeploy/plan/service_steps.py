@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllmdeploy.core.command import Command, Result
@@ -16,7 +16,6 @@ from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import files
 from vllmdeploy.tools.vllm_engine import (
-    SHUTDOWN_S,
     START_LIMIT_S,
     EngineState,
     parse_engine,
@@ -27,7 +26,7 @@ from vllmdeploy.tools.vllm_services import Service
 
 _USAGE_STATUS = 2  # what an argument parser ends with
 _FAILURES_SHOWN = 2
-_DRAIN_S = 120.0
+RETRY = "retry"
 _METRICS = (
     "import sys, urllib.request as u\n"
     "print(u.urlopen(sys.argv[1] + '/metrics', timeout=5).read().decode())"
@@ -215,13 +214,21 @@ def _words(state: EngineState) -> str:
     return "".join(f"\n    {line}" for line in (telling or lines)[-4:])
 
 
+def retry(ground: Ground, services: Sequence[str], needs: tuple[str, ...] = ()) -> str:
+    """The warden gave them up, which it does for good; the reason may be gone by now."""
+    cause = f"given up: {', '.join(services)}"
+    return ground.add(RETRY, "services", cause, Run(ground.ctl("retry")), needs)
+
+
 def drain(ground: Ground, service: Service, needs: tuple[str, ...]) -> str:
-    """Until it works on nothing any more; an engine that does not answer has nothing to lose."""
+    """Until it works on nothing any more, at most as long as the settings say: what is left then
+    gets as long again from the engine itself. One that does not answer has nothing to lose."""
     ground = ground.at(service.leader)
     wait = Wait(
         command=ground.inside("python3", "-c", _METRICS, service.url),
         missing=_still_at_work,
-        limit_s=_DRAIN_S,
+        limit_s=ground.wanted.drain_s,
+        at_most=True,
     )
     return ground.add(
         "drain", f"{ground.noun} {service.name}", "no request is cut off", wait, needs
@@ -266,5 +273,5 @@ def _remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...]) -> st
             return None
         return engines[name].words
 
-    wait = Wait(command=ground.ctl("status"), missing=missing, limit_s=SHUTDOWN_S + 60.0)
+    wait = Wait(command=ground.ctl("status"), missing=missing, limit_s=ground.wanted.drain_s + 60.0)
     return ground.add("await", f"end of {name}", "its cards are free then", wait, (gone,))

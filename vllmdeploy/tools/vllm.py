@@ -52,6 +52,8 @@ else:
         'serve': bool(version('vllm')) and (root / 'entrypoints/cli/serve.py').exists(),
         'flags': read(flags, 'engine/arg_utils.py', 'entrypoints/**/cli_args.py',
                       'entrypoints/cli/serve.py', 'entrypoints/openai/api_server.py'),
+        'drives_anywhere': any('"VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "1"' in path.read_text('utf-8')
+                               for path in root.glob('envs.py')),
         'methods': read(methods, 'model_executor/layers/quantization/__init__.py'),
     }))
 """
@@ -60,12 +62,14 @@ else:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vllm:
     """An installed vLLM. `serve`: its own command line works, which several hosts without Ray
-    need; else only the server module does."""
+    need; else only the server module does. `drives_anywhere`: an engine over Ray needs no card of
+    the host it was started on."""
 
     version: str = ""
     serve: bool = False
     flags: frozenset[str] = frozenset()
     methods: tuple[str, ...] = ()
+    drives_anywhere: bool = False
     problem: str = ""
 
     def knows(self, flag: str) -> bool:
@@ -116,6 +120,7 @@ def _parse(result: Result) -> Vllm:
             serve=bool(shown.get("serve")),
             flags=frozenset(map(str, shown.get("flags", ()))),
             methods=tuple(map(str, shown.get("methods", ()))),
+            drives_anywhere=shown.get("drives_anywhere") is True,
             problem=str(shown.get("problem", "")),
         )
     except (ValueError, TypeError):

@@ -1,0 +1,71 @@
+"""Two replicas under load take new settings over, and no request fails; a bad version stays out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import claim, own_machine
+from tests.rig.own_machine import REAL_MODEL, Load, Machine
+from tests.rig.service_engine import need_engine
+from tests.support.fake_vllm import BAD_SEED
+
+REQUESTS = 1_000
+
+
+@pytest.fixture
+def pretended(tmp_path: Path) -> Generator[Machine]:
+    machine = own_machine.pretended(tmp_path, "rolling")
+    yield machine
+    machine.succeeds("down", "--yes", "--forget")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Generator[Machine]:
+    need_engine()
+    machine = own_machine.real(tmp_path, claim.WORKTREE, "rollingreal")
+    yield machine
+    machine.succeeds("down", "--yes", "--forget")
+
+
+def restarted_under_load(machine: Machine, model: str, clients: int, *flags: str) -> list[int]:
+    load = Load(machine, model, clients)
+    try:
+        machine.succeeds("restart-service", model, "--yes", *flags, limit_s=400)
+    finally:
+        statuses = load.ends(after=REQUESTS)
+    return statuses
+
+
+def services(machine: Machine) -> list[str]:
+    seen = json.loads(machine.runs("status", "--json").stdout)["services"]
+    return [f"{one['service']}: {one['state']}" for one in seen]
+
+
+def test_two_replicas_restart_under_load_and_no_request_fails(pretended: Machine) -> None:
+    machine = pretended
+    machine.succeeds("up", "--yes")
+    machine.succeeds("start-service", "m", "1", "--replicas", "2", "--yes")
+    statuses = restarted_under_load(machine, "m", 4, "--max-model-len", "64")
+    assert len(statuses) >= REQUESTS
+    assert set(statuses) == {200}, statuses
+    bad = machine.runs("restart-service", "m", "--yes", "--", "--seed", BAD_SEED)
+    assert bad.returncode == 5, bad.stderr
+    assert "RuntimeError: these weights are not for this model" in bad.stderr
+    assert "undone: as before" in bad.stderr
+    assert machine.asks("m") == 200
+    again = machine.runs("restart-service", "m", "--dry-run", "--json")
+    assert len(json.loads(again.stdout)["steps"]) == 12
+
+
+@pytest.mark.long
+def test_two_real_replicas_restart_under_load_and_no_request_fails(real: Machine) -> None:
+    machine = real
+    machine.succeeds("up", "--yes")
+    machine.succeeds("start-service", REAL_MODEL, "1", "--replicas", "2", "--yes", limit_s=400)
+    statuses = restarted_under_load(machine, REAL_MODEL, 4, "--max-model-len", "128")
+    assert len(statuses) >= REQUESTS
+    assert set(statuses) == {200}, {status: statuses.count(status) for status in set(statuses)}
