@@ -19,6 +19,7 @@ if [ "$(id -u)" = 0 ]; then
     measure bench/status.py
     measure bench/up.py
     measure bench/models.py
+    measure bench/images.py
 else
     printf '== status and up are measured on real hosts, which needs root: left out\n'
 fi

@@ -1,0 +1,126 @@
+"""An image to hosts at 100 Mbit/s each: time over (size / bandwidth), ours and by hand.
+
+Needs root and the rig's programs. `push` is ours, `star` is what everybody does by hand:
+`docker save` on the head into `docker load` on each host, all at once. `second` pushes 10 MB on
+top. One machine plays all hosts: read `cpu_share` beside each ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.models import BYTES_S, MBIT, cpu
+from tests.rig import images, network
+from tests.rig import rig as rigs
+from tests.rig.disk import Profile
+from tests.rig.host import Host
+from tests.rig.images import MiB
+from tests.rig.rig import Rig
+
+GOAL = 1.5
+_STAR = (
+    "docker save $1 | ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no"
+    " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR $2 docker load"
+)
+_PLACES = ("push", "star", "second")
+
+
+def measured(
+    figure: str, size: int, hosts: int, work: Callable[[], int | None], goal: float | None = None
+) -> None:
+    """One line: how often longer than the wire alone, and what came over it."""
+    busy, all_of_it = cpu()
+    began = time.monotonic()
+    received = work()
+    seconds = time.monotonic() - began
+    busy_after, all_after = cpu()
+    ratio = seconds / (size / BYTES_S)
+    record = {
+        "id": "M-image",
+        "figure": figure,
+        "value": round(ratio, 3),
+        "target": f"<= {goal}" if goal else None,
+        "pass": ratio <= goal if goal else None,
+        "n": hosts,
+        "seconds": round(seconds, 1),
+        "mib": round(size / MiB, 1),
+        "received_mib_per_host": None if received is None else round(received / hosts / MiB, 2),
+        "cpu_share": round((busy_after - busy) / (all_after - all_of_it), 2),
+    }
+    print(json.dumps(record), flush=True)
+
+
+def by_push(rig: Rig, folder: Path, name: str) -> int:
+    said = images.push(rig, folder, name, limit_s=1800)
+    if said["status"] != 0:
+        raise SystemExit(said["said"])
+    return int(said["received_bytes"])
+
+
+def by_star(rig: Rig, name: str) -> None:
+    rig.head.sh("mkdir -p /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/bench")
+    public = rig.head.sh("cat /root/.ssh/bench.pub").stdout.encode()
+    for host in rig.workers:
+        host.sh("cat >> /root/.ssh/authorized_keys", stdin=public)
+
+    def copy(host: Host) -> None:
+        rig.head.sh(_STAR, name, host.ip, limit_s=1800)
+
+    with ThreadPoolExecutor(len(rig.workers)) as pool:
+        list(pool.map(copy, rig.workers))
+
+
+def profiles(hosts: int) -> Sequence[Profile]:
+    nic = network.Nic(rate=f"{MBIT}mbit", speed_mbit=MBIT)
+    return [Profile(name=f"h{number}", nics=(nic,)) for number in range(hosts + 1)]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("figures", nargs="*", default=list(_PLACES), choices=_PLACES)
+    options.add_argument("--hosts", type=int, default=8)
+    options.add_argument("--mib", type=int, default=512)
+    given = options.parse_args()
+    reason = rigs.reason_it_cannot_run()
+    if reason:
+        raise SystemExit(reason)
+    rig = rigs.start(profiles(given.hosts))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            rig.write_config(folder)
+            compare(rig, folder, given)
+    finally:
+        rig.remove()
+
+
+def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
+    hosts, size = given.hosts, given.mib * MiB
+    if "star" in given.figures:
+        images.put(rig.head, "star:1", size)
+        text = f"{given.mib} MiB, docker save to all at once"
+        measured(text, size, hosts, partial(by_star, rig, "star:1"))
+    if "push" in given.figures or "second" in given.figures:
+        images.put(rig.head, "pushed:1", size)
+        text = f"{given.mib} MiB, image push"
+        measured(text, size, hosts, partial(by_push, rig, folder, "pushed:1"), GOAL)
+    if "second" in given.figures:
+        small = 10 * 1000 * 1000
+        images.put(rig.head, "second:1", small, on="pushed:1")
+        measured(
+            "10 MB on top, image push", small, hosts, partial(by_push, rig, folder, "second:1")
+        )
+
+
+if __name__ == "__main__":
+    main()
