@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import world
+from vllmdeploy.cli.service import EndingInFlags
+
+if TYPE_CHECKING:
+    from vllmdeploy.workflows.export_files import Kind
+
+Model = Annotated[str, typer.Argument(help="Model in MODEL_PATH: its name or repository id.")]
+GpusPerInstance = Annotated[
+    int | None, typer.Option("--gpus-per-instance", min=1, help="Cards of each.", metavar="K")
+]
+CountOption = Annotated[
+    int | None, typer.Option("--count", min=1, help="Default: as many as there are cards for.")
+]
+PortsOption = Annotated[str | None, typer.Option("--ports", help="On every host, as 8001-8004.")]
+Named = Annotated[str, typer.Option("--name", help="Default: the model's name.")]
+Cards = Annotated[int, typer.Option("--cards", min=0, help="Cards per host.", metavar="N")]
+To = Annotated[Path | None, typer.Option(help="Folder. Default: PROJECT_PATH, else this folder.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files of other content.")]
 
 app = typer.Typer(help="Write the same plan as files for your own tooling.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `export scripts` a command of its own while there is only one."""
 
 
 @app.command()
@@ -38,4 +50,102 @@ def scripts(
     folder = to or settings.project_path or Path.cwd()
     config_folder = here.config.parent if here.config else Path.cwd()
     for path in export_scripts(folder, config_folder=config_folder, force=force):
+        output.answer(str(path))
+
+
+@app.command(cls=EndingInFlags)
+def systemd(
+    context: typer.Context,
+    model: Model,
+    *,
+    gpus_per_instance: GpusPerInstance = None,
+    count: CountOption = None,
+    ports: PortsOption = None,
+    name: Named = "",
+    cards: Cards = 8,
+    to: To = None,
+    force: Force = False,
+) -> None:
+    """Write units for instances and their gateway, a folder for each host; no host is asked.
+
+    Example: vllmdeploy export systemd Llama-2-7b --count 4 --cards 4 --to units
+    """
+    wish = (gpus_per_instance, count, ports, name)
+    _instances(context, "systemd", model, wish, cards=cards, to=to, force=force)
+
+
+@app.command(cls=EndingInFlags)
+def compose(
+    context: typer.Context,
+    model: Model,
+    *,
+    gpus_per_instance: GpusPerInstance = None,
+    count: CountOption = None,
+    ports: PortsOption = None,
+    name: Named = "",
+    cards: Cards = 8,
+    to: To = None,
+    force: Force = False,
+) -> None:
+    """Write a compose.yaml for instances and their gateway for each host; no host is asked.
+
+    Example: vllmdeploy export compose Llama-2-7b --gpus-per-instance 2 --to compose
+    """
+    wish = (gpus_per_instance, count, ports, name)
+    _instances(context, "compose", model, wish, cards=cards, to=to, force=force)
+
+
+@app.command()
+def firewall(
+    context: typer.Context,
+    *,
+    tool: Annotated[
+        list[str] | None, typer.Option("--tool", help="ufw, firewalld, nft or iptables.")
+    ] = None,
+) -> None:
+    """Print the lines that open each host's ports to the fleet, and the API to its callers.
+
+    Example: vllmdeploy export firewall --tool ufw
+    """
+    from vllmdeploy.workflows.export_files import firewall_lines
+
+    here = world(context)
+    found = firewall_lines(here.loaded(), tool or ())
+    if here.json:
+        output.document({"hosts": dict(found)})
+    else:
+        output.answer("\n".join(found.values()))
+
+
+def _instances(
+    context: typer.Context,
+    kind: Kind,
+    model: str,
+    wish: tuple[int | None, int | None, str | None, str],
+    *,
+    cards: int,
+    to: Path | None,
+    force: bool,
+) -> None:
+    from vllmdeploy.workflows.export_files import export_instances
+    from vllmdeploy.workflows.instances_asked import asked_of
+
+    each, count, ports, name = wish
+    flags = {"TENSOR_PARALLEL_SIZE": each, "VLLM_PORTS": ports}
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    loaded = world(context).loaded(given, bare_names=True)
+    settings = loaded.settings
+    asked = asked_of(
+        settings,
+        model,
+        profile_name=None,
+        count=count,
+        hosts=(),
+        name=name,
+        task="generate",
+        arguments=tuple(context.args),
+    )
+    folder = to or settings.project_path or Path.cwd()
+    written = export_instances(loaded, asked.wanted, kind, folder, cards=cards, force=force)
+    for path in written:
         output.answer(str(path))

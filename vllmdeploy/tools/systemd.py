@@ -15,7 +15,7 @@ _LABELS = "X-Vllmdeploy"  # systemd leaves sections with X- to whoever wrote the
 # Not used, because it would take cards away: PrivateDevices, DevicePolicy, ProtectClock (it
 # brings a device list with it) and ProtectKernelModules (drivers load their last part on demand).
 # MemoryDenyWriteExecute would stop every kernel that is compiled at run time.
-_HARDENING = """\
+HARDENING = """\
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=read-only
@@ -29,7 +29,7 @@ LockPersonality=yes
 """
 
 # One worker out of memory must not end the node: the warden decides what that means.
-_SUPERVISION = """\
+SUPERVISION = """\
 Restart=always
 RestartSec=1
 OOMPolicy=continue
@@ -76,45 +76,45 @@ def unit_name(name: str) -> str:
 
 def text(spec: UnitSpec) -> str:
     """The unit file; ValueError for what no unit file can hold."""
-    user = f"User={_plain(spec.user)}\n" if spec.user else ""
+    user = f"User={plain(spec.user)}\n" if spec.user else ""
     environment = "".join(
-        f"Environment={_quote(f'{name}={value}')}\n"
+        f"Environment={quote(f'{name}={value}')}\n"
         for name, value in sorted(spec.environment.items())
     )
-    writable = " ".join(_quote(path) for path in ("/tmp", *spec.writable))  # noqa: S108  Ray's
-    labels = "".join(f"{name}={_plain(value)}\n" for name, value in sorted(spec.labels.items()))
+    writable = " ".join(quote(path) for path in ("/tmp", *spec.writable))  # noqa: S108  Ray's
+    labels = "".join(f"{name}={plain(value)}\n" for name, value in sorted(spec.labels.items()))
     return (
         f"[Unit]\n"
-        f"Description=vllmdeploy node {_plain(spec.name)}\n"
+        f"Description=vllmdeploy node {plain(spec.name)}\n"
         f"After=network-online.target\n"
         f"Wants=network-online.target\n"
         f"StartLimitIntervalSec=0\n"
         f"\n[Service]\n"
         f"Type=exec\n"
-        f"ExecStart={_command(spec.argv)}\n"
+        f"ExecStart={command(spec.argv)}\n"
         f"TimeoutStopSec={spec.stop_s}\n"
-        f"{user}{environment}{_SUPERVISION}{_HARDENING}"
+        f"{user}{environment}{SUPERVISION}{HARDENING}"
         f"ReadWritePaths={writable}\n"
         f"\n[Install]\nWantedBy=multi-user.target\n"
         f"\n[{_LABELS}]\n{labels}"
     )
 
 
-def _plain(value: str) -> str:
+def plain(value: str) -> str:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
         raise ValueError(f"a systemd unit cannot hold control characters: {value!r}")
     return value
 
 
-def _quote(value: str) -> str:
+def quote(value: str) -> str:
     """One word of a unit file: quotes and backslashes escaped, specifiers taken literally."""
-    escaped = _plain(value).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    escaped = plain(value).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 
 
-def _command(argv: Iterable[str]) -> str:
+def command(argv: Iterable[str]) -> str:
     # Only a command line expands variables, so only here does a dollar need its double.
-    return " ".join(_quote(word).replace("$", "$$") for word in argv)
+    return " ".join(quote(word).replace("$", "$$") for word in argv)
 
 
 _MAKE = """

@@ -10,7 +10,7 @@ from vllmdeploy.core.card import Card, CardReport
 from vllmdeploy.core.host import Host
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT, Layout
 from vllmdeploy.core.plan import Plan
-from vllmdeploy.plan.group import decide_group
+from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.network import Place
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.up import Payload, plan_up
@@ -25,8 +25,20 @@ _USUAL_VENDOR = "nvidia"
 def decide_offline(loaded: Loaded, *, cards: int) -> Plan:
     """Host names stand where addresses would, and interfaces are left out."""
     session = Session(loaded, {}, {})
-    wanted = session.wanted
-    groups = {
+    groups = imagined_groups(session, cards=cards)
+    content, _ = session.package
+    plan = plan_up(session.wanted, groups, Payload(content, token=""), session.supervisor)
+    note = (
+        f"offline: no host was asked; {cards} cards per host, names where addresses would be,"
+        " interfaces (NCCL_SOCKET_IFNAME and the like) left out"
+    )
+    return replace(plan, notes=(note, *plan.notes))
+
+
+def imagined_groups(session: Session, *, cards: int) -> dict[str, GroupPlan]:
+    """All groups as if every host had what its line and the settings say, and nothing else."""
+    loaded, wanted = session.loaded, session.wanted
+    return {
         name: decide_group(
             wanted,
             name,
@@ -38,13 +50,6 @@ def decide_offline(loaded: Loaded, *, cards: int) -> Plan:
         )
         for name in loaded.fleet.groups
     }
-    content, _ = session.package
-    plan = plan_up(wanted, groups, Payload(content, token=""), session.supervisor)
-    note = (
-        f"offline: no host was asked; {cards} cards per host, names where addresses would be,"
-        " interfaces (NCCL_SOCKET_IFNAME and the like) left out"
-    )
-    return replace(plan, notes=(note, *plan.notes))
 
 
 def _imagined(wanted: Wanted, host: Host, cards: int) -> FoundHost:

@@ -1,0 +1,130 @@
+"""`export systemd|compose|firewall`: what would run, as files for people with their own tooling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from vllmdeploy.config.profiles import INSTANCES, resolve
+from vllmdeploy.config.settings import Loaded
+from vllmdeploy.errors import PreflightRefused, UsageError
+from vllmdeploy.plan.export import Exported, compose_files, units
+from vllmdeploy.plan.export_firewall import Guarded, Pinned, lines
+from vllmdeploy.plan.instances_decide import decide_instances
+from vllmdeploy.plan.instances_wanted import FoundInstances, InstancesWanted
+from vllmdeploy.plan.service_gateway_node import GatewayWanted
+from vllmdeploy.tools.firewall import TOOLS
+from vllmdeploy.workflows.offline import imagined_groups
+from vllmdeploy.workflows.session import Session
+from vllmdeploy.workflows.wanted import wanted_of
+
+Kind = Literal["systemd", "compose"]
+_RUNTIMES = {"systemd": "systemd", "compose": "docker"}
+_EXECUTABLE = ("install.sh",)
+
+
+def export_instances(
+    loaded: Loaded, asked: InstancesWanted, kind: Kind, folder: Path, *, cards: int, force: bool
+) -> tuple[Path, ...]:
+    """One folder for each host, with all that it needs; no host is asked."""
+    exported = _exported(loaded, asked, kind, cards=cards)
+    write = units if kind == "systemd" else compose_files
+    files = {
+        folder / host / name: content
+        for host in exported.by_host
+        for name, content in write(exported, host).items()
+    }
+    there = [path for path in files if path.exists() and path.read_bytes() != files[path]]
+    if there and not force:
+        raise UsageError(
+            f"other content is there: {', '.join(map(str, there))}", hint="--force replaces it"
+        )
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o755 if path.name in _EXECUTABLE else 0o644)
+    return tuple(files)
+
+
+def _exported(loaded: Loaded, asked: InstancesWanted, kind: Kind, *, cards: int) -> Exported:
+    settings = loaded.settings.model_copy(update={"runtime": _RUNTIMES[kind]})
+    session = Session(replace(loaded, settings=settings), {}, {})
+    wanted = wanted_of(settings, loaded.fleet, package=session.package[1])
+    if kind == "systemd" and wanted.python == "python3":
+        wanted = replace(wanted, python="/usr/bin/python3")
+    groups = imagined_groups(session, cards=cards)
+    refused = [why for group in groups.values() if not group.members for why in group.refusals]
+    if refused:
+        raise PreflightRefused(refused)
+    found = FoundInstances(
+        members=tuple(one for group in groups.values() for one in group.members),
+        lead=session.lead.name,
+        gateway_port=settings.api_port,
+    )
+    return Exported(
+        wanted=wanted,
+        instances=decide_instances(wanted, asked, found, beside=session.lead.name),
+        gateway=_gateway(loaded),
+        lead=session.lead.name,
+        package=session.package[0],
+    )
+
+
+def _gateway(loaded: Loaded) -> GatewayWanted:
+    settings = loaded.settings
+    return GatewayWanted(
+        listen=settings.api_host,
+        port=settings.api_port,
+        keyless=settings.api_auth == "none",
+        allow=tuple(map(str, settings.api_allow)),
+        policy=settings.routing_strategy,
+        scheduling=settings.scheduling_policy,
+        default_model=settings.default_model or "",
+        batch_size=settings.default_batch_size,
+    )
+
+
+def firewall_lines(loaded: Loaded, tools: Sequence[str]) -> Mapping[str, str]:
+    """By host; `tools` empty: for every firewall that is known."""
+    settings, fleet = loaded.settings, loaded.fleet
+    unknown = [one for one in tools if one not in TOOLS]
+    if unknown:
+        raise UsageError(f"--tool {unknown[0]}: it is one of {', '.join(TOOLS)}")
+    gateways = {*settings.gateway_hosts} or {fleet.head.name}
+    ports = settings.engine_ports
+    instances = resolve(settings, INSTANCES).vllm_ports or ()
+    engines = (*instances, *range(ports.first, ports.last + 1))
+    hosts = [
+        Guarded(
+            host=one.name,
+            ip=one.ip or one.address,
+            head=one.head,
+            gateway=one.name in gateways or one.address in gateways,
+        )
+        for one in fleet.hosts
+    ]
+    wanted = wanted_of(settings, fleet, package="")
+    pinned = Pinned(
+        engines=engines,
+        api=settings.api_port,
+        callers=tuple(map(str, settings.api_allow)),
+        ray=None if settings.executor == "mp" else wanted.ports,
+    )
+    named = [one.host for one in hosts if not _is_address(one.ip)]
+    if named:
+        raise UsageError(
+            f"a firewall needs addresses: {', '.join(named)} has none",
+            hint="write ip= on its line of worker_nodes.txt",
+        )
+    return lines(hosts, pinned, tools or tuple(TOOLS))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
