@@ -29,7 +29,7 @@ def test_iptables_takes_the_exported_lines(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (
-        "-A INPUT -s 10.1.0.0/16 -p tcp -m tcp --dport 8000 -m comment --comment vllmdeploy -j ACCEPT"
+        "-A INPUT -s 10.1.0.0/16 -p tcp -m tcp --dport 8000 -m comment --comment vllmdeploy"
         in done.stdout
     )
     assert done.stdout.count("-s 10.0.0.2/32") == 8
