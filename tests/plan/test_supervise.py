@@ -53,7 +53,7 @@ def container(
     auth = "token" if secret else "disabled"
     return (
         "docker run --detach --name vllm-ray-head --restart unless-stopped --network host"
-        " --shm-size 16g --ulimit memlock=-1:-1 --ulimit stack=67108864"
+        " --shm-size 16g --stop-timeout 65 --ulimit memlock=-1:-1 --ulimit stack=67108864"
         " --ulimit nofile=1048576:1048576 --log-driver json-file --log-opt max-size=50m"
         " --log-opt max-file=3 --security-opt label=disable --security-opt no-new-privileges"
         " --label vllmdeploy.cluster=vllm --label vllmdeploy.group=default"
@@ -73,7 +73,7 @@ def container(
         f" -v /var/lib/vllmdeploy/vllm/pkg/{PACKAGE}:/opt/vllmdeploy:ro{access}"
         f" --entrypoint python3 {IMAGE.id} -m vllmdeploy.node.warden --name vllm-ray-head"
         " --role head --node gpu-01 --run /run/vllmdeploy/run --logs /var/log/vllmdeploy"
-        " --services /run/vllmdeploy/services --ray-address 10.0.0.1:6379 --"
+        " --services /run/vllmdeploy/services --ray-address 10.0.0.1:6379 --stop-limit 60 --"
         f" {RAY} --num-gpus={count} --disable-usage-stats"
     )
 
@@ -232,7 +232,7 @@ PROGRAM = (
     + f" {PYTHON} -m vllmdeploy.node.warden --name vllm-ray-head --role head --node gpu-01"
     " --run /var/lib/vllmdeploy/vllm/run/vllm-ray-head"
     " --logs /var/lib/vllmdeploy/vllm/logs/vllm-ray-head"
-    " --services /var/lib/vllmdeploy/vllm/services --ray-address 10.0.0.1:6379 --"
+    " --services /var/lib/vllmdeploy/vllm/services --ray-address 10.0.0.1:6379 --stop-limit 60 --"
     f" {RAY} --num-gpus=1 --disable-usage-stats"
 )
 
@@ -288,8 +288,8 @@ def last_words(*commands: Command) -> list[str]:
             InDocker(),
             [
                 "docker start n",
-                "docker restart -t 30 n",
-                "docker stop -t 30 id-of-n",
+                "docker restart -t 65 n",
+                "docker stop -t 65 id-of-n",
                 "docker rm --force --volumes id-of-n",
                 "docker exec n python3 -m vllmdeploy.node.ctl --run /run/vllmdeploy/run status",
                 "docker logs --timestamps --tail 5 --follow n",
@@ -300,9 +300,9 @@ def last_words(*commands: Command) -> list[str]:
             AsProcess("python3"),
             [
                 f"sh {RUN}",
-                f"sh {RUN} 30",
+                f"sh {RUN} 65",
                 f"sh {RUN}",
-                f"sh {RUN} 30",
+                f"sh {RUN} 65",
                 f"rm -rf -- {RUN}",
                 "env PYTHONPATH=/var/lib/vllmdeploy/vllm/pkg/p/vllmdeploy.zip python3 -m"
                 f" vllmdeploy.node.ctl --run {RUN} status",

@@ -60,7 +60,7 @@ def test_nodes_without_ray_come_up_by_themselves() -> None:
     )
     (made,) = [step for step in plan if step.key == "gpu-01: create vllm-ray-head"]
     said = str(made.command)
-    assert said.endswith("--services /run/vllmdeploy/services --")
+    assert said.endswith("--services /run/vllmdeploy/services --stop-limit 60 --")
     assert "ray_token" not in said
     assert "--ray-address" not in said
     assert "RAY_" not in said.replace("RAY_EXPERIMENTAL", "")

@@ -20,6 +20,7 @@ class Wait:
     """Ask until `missing` says nothing is missing, or the limit is over.
 
     `missing` reads an answer and returns what is still missing, or None when there is nothing.
+    `at_most`: when the limit is over it goes on, whatever is missing.
     `explain` is asked once when the limit is over: its last lines go into the error.
     """
 
@@ -28,6 +29,7 @@ class Wait:
     limit_s: float
     every_s: float = 1.0
     explain: tuple[tuple[str, Command], ...] = ()
+    at_most: bool = False
 
 
 Action = Run | Wait

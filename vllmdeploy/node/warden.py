@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--canary-url", default="", help="role instance: where one token is asked")
     made.add_argument("--canary-body", default="", metavar="JSON", help="the question")
     made.add_argument("--start-limit", type=float, default=180.0, metavar="S")
-    made.add_argument("--stop-limit", type=float, default=25.0, metavar="S", help="all of it")
+    made.add_argument("--stop-limit", type=float, default=60.0, metavar="S", help="all of it")
     made.add_argument(
         "--back-off", default="1,3,10,30", metavar="S,...", help="then, within 15 min, it gives up"
     )

@@ -26,6 +26,8 @@ _HEALTH_CHECKS = {
 }
 # Loading weights fills the page cache, which Ray's memory monitor takes for a leak.
 _RAY_QUIET = {"RAY_memory_monitor_refresh_ms": "0"}
+# Ray's own end, and what an engine without requests needs for its own.
+WARDEN_RESERVE_S = 30
 QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -46,6 +48,7 @@ class Member:
     head: Place
     token: bool
     executor: Executor = "ray"
+    stands_in_for: str = ""
 
     @property
     def name(self) -> str:
@@ -93,8 +96,10 @@ def node_spec(wanted: Wanted, member: Member, *, generation: int) -> NodeSpec:
         environment=_environment(wanted, member),
         cards=tuple(card.index for card in share.cards),
         ray_cards=share.declared,
+        stop_limit_s=wanted.drain_s + WARDEN_RESERVE_S,
         package=wanted.package,
         generation=generation,
+        stands_in_for=member.stands_in_for,
     )
 
 

@@ -233,6 +233,7 @@ def engine_of(
         max_num_batched_tokens=asked.max_num_batched_tokens,
         gpu_memory_utilization=asked.gpu_memory_utilization,
         quantization=method,
+        drain_s=asked.drain_s,
         arguments=asked.arguments,
     )
 
@@ -262,6 +263,7 @@ def _file(
         needs_ray=by_ray,
         nodes=pool.needed_hosts(service.world) if by_ray else (),
         node="" if by_ray else service.leader,
+        drain_s=wanted.drain_s,
         ranks=ranks.link(service, _addresses(found)),
         service=service.document(),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.wanted import ExecutorChoice, Wanted
+from vllmdeploy.plan.wanted import DRAIN_S, ExecutorChoice, Wanted
 from vllmdeploy.tools import docker
 from vllmdeploy.tools.ray import RayNode
 from vllmdeploy.tools.safetensors import Weights
@@ -36,6 +36,7 @@ class ServiceWanted:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float | None = None
+    drain_s: int = DRAIN_S
     arguments: tuple[str, ...] = ()
     ports: tuple[int, int] = (8100, 8199)
     host: str = "127.0.0.1"

@@ -13,6 +13,9 @@ RayAuth = Literal["auto", "token", "none"]
 Executor = Literal["ray", "mp"]
 ExecutorChoice = Literal["auto", "ray", "mp"]
 
+DRAIN_S = 30
+"""What requests at work get to end, where the settings say nothing else."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedGroup:
@@ -36,6 +39,7 @@ class Wanted:
     ray_auth: RayAuth = "auto"
     ray_cpus: int | None = None
     executor: ExecutorChoice = "auto"
+    drain_s: int = DRAIN_S
     runtime: Runtime = "docker"
     python: str = "python3"
     cdi: bool = False

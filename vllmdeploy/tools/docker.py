@@ -29,6 +29,7 @@ def run(spec: ContainerSpec) -> Command:
             *("docker", "run", "--detach", "--name", spec.name),
             *("--restart", "unless-stopped", "--network", "host"),
             *(("--shm-size", spec.shm_size) if spec.shm_size else ()),
+            *(("--stop-timeout", str(spec.stop_s)) if spec.stop_s else ()),
             *_ULIMITS,
             *_LOG_OPTIONS,
             # SELinux: without relabelling the model folder, which may be shared or huge.

@@ -14,7 +14,6 @@ from vllmdeploy.tools.vllm import SERVE, SERVER, Vllm, normal
 
 Task = Literal["generate", "embed", "rerank"]
 Executor = Literal["ray", "mp"]
-SHUTDOWN_S = 30
 START_LIMIT_S = 1800.0
 
 # Flags that the plan itself decides, and what to say instead.
@@ -67,6 +66,7 @@ class EngineSpec:
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float | None = None
     quantization: str = ""
+    drain_s: int = 30
     arguments: tuple[str, ...] = ()
 
 
@@ -106,7 +106,7 @@ def argv(engine: EngineSpec, vllm: Vllm) -> tuple[str, ...]:
         *_given("--max-num-batched-tokens", engine.max_num_batched_tokens),
         *_given("--gpu-memory-utilization", engine.gpu_memory_utilization),
         *_when(bool(engine.quantization), "--quantization", engine.quantization),
-        *_when(vllm.knows("--shutdown-timeout"), "--shutdown-timeout", SHUTDOWN_S),
+        *_when(vllm.knows("--shutdown-timeout"), "--shutdown-timeout", engine.drain_s),
         *engine.arguments,
     )
 
@@ -162,6 +162,7 @@ class EngineFile:
     node: str = ""
     ranks: Mapping[str, object] = field(default_factory=dict[str, object])
     start_limit_s: float = START_LIMIT_S
+    drain_s: int = 30
     service: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def content(self) -> bytes:
@@ -172,7 +173,7 @@ class EngineFile:
             "needs": ["ray"] if self.needs_ray else [],
             "nodes": list(self.nodes),
             "start_limit_s": self.start_limit_s,
-            "stop_limit_s": SHUTDOWN_S + 15.0,
+            "stop_limit_s": self.drain_s + 15.0,
             "service": dict(self.service),
         }
         document |= {"node": self.node} if self.node else {}

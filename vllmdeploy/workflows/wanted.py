@@ -22,6 +22,7 @@ def wanted_of(settings: Settings, fleet: Fleet, *, package: str) -> Wanted:
         shm_size=str(settings.shm_size),
         ray_auth=cast("RayAuth", settings.ray_auth),
         ray_cpus=settings.ray_cpus,
+        drain_s=settings.drain_s,
         executor=cast("ExecutorChoice", settings.executor),
         runtime=runtime,
         python=settings.vllm_python or (sys.executable if runtime == "process" else "python3"),

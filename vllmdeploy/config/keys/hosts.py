@@ -9,6 +9,7 @@ from pydantic import Field
 from vllmdeploy.config.keys.types import (
     Arguments,
     ClusterName,
+    Count,
     Environment,
     Executor,
     HostFolder,
@@ -104,6 +105,11 @@ class Containers(Section):
         "auto",
         description="How a model spans hosts: auto, ray, or mp (vLLM's own, without Ray).",
         examples=["auto"],
+    )
+    drain_s: Count = Field(
+        30,
+        description="Seconds that requests at work get to end before their engine is stopped.",
+        examples=["120"],
     )
     accelerator: Vendor = Field(
         "auto",

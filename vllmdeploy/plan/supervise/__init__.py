@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllmdeploy.plan.supervise.base import STOP_S, Made, Supervisor, warden
+from vllmdeploy.plan.supervise.base import STOP_S, Made, Supervisor, stop_s, warden
 from vllmdeploy.plan.supervise.in_docker import InDocker
 from vllmdeploy.plan.supervise.on_host import AsProcess, InSystemd
 from vllmdeploy.plan.wanted import Wanted
@@ -14,6 +14,7 @@ __all__ = [
     "InSystemd",
     "Made",
     "Supervisor",
+    "stop_s",
     "supervisor",
     "warden",
 ]
@@ -22,8 +23,8 @@ __all__ = [
 def supervisor(wanted: Wanted) -> Supervisor:
     match wanted.runtime:
         case "docker":
-            return InDocker()
+            return InDocker(stop_s(wanted.drain_s))
         case "process":
-            return AsProcess(wanted.python)
+            return AsProcess(wanted.python, stop_s(wanted.drain_s))
         case "systemd":
-            return InSystemd(wanted.python)
+            return InSystemd(wanted.python, stop_s(wanted.drain_s))

@@ -9,12 +9,17 @@ from vllmdeploy.core.command import Command
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.core.spec import NodeSpec
-from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.node import WARDEN_RESERVE_S, Member
 from vllmdeploy.plan.observed import FoundHost, FoundNode
-from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.plan.wanted import DRAIN_S, Wanted
 
-# What a warden needs to end its engines and Ray before it is killed.
-STOP_S = 30
+
+def stop_s(drain_s: int) -> int:
+    """What a warden needs to end its engines and Ray before it is killed."""
+    return drain_s + WARDEN_RESERVE_S + 5
+
+
+STOP_S = stop_s(DRAIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ def warden(node: NodeSpec, *, run: str, logs: str, services: str) -> tuple[str, 
         *("--run", run, "--logs", logs),
         *(("--services", services) if node.role != "instance" else ()),
         *(("--ray-address", node.ray_address) if node.ray_address else ()),
+        *(("--stop-limit", str(node.stop_limit_s)) if node.stop_limit_s else ()),
         *node.probes,
         "--",
         *node.command,

@@ -29,6 +29,8 @@ from vllmdeploy.tools import docker
 class InDocker:
     """PID 1 of a container that Docker starts again."""
 
+    stop_s: int = STOP_S
+
     def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]:
         return Fact(
             name="containers",
@@ -38,7 +40,7 @@ class InDocker:
 
     def make(self, wanted: Wanted, member: Member, node: NodeSpec) -> Made:
         layout = member.layout
-        spec = _container(wanted, member, node)
+        spec = replace(_container(wanted, member, node), stop_s=self.stop_s)
         # Labels and package change without a reason to start anew, so they stay outside.
         mark = fingerprint(docker.run(spec).argv)
         complete = replace(
@@ -57,10 +59,10 @@ class InDocker:
         return docker.start(node.name)
 
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
-        return (docker.restart(node.name, stop_s=STOP_S),)
+        return (docker.restart(node.name, stop_s=self.stop_s),)
 
     def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
-        return (docker.stop(node.id, stop_s=STOP_S), docker.remove(node.id))
+        return (docker.stop(node.id, stop_s=self.stop_s), docker.remove(node.id))
 
     def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command:
         module = ("python3", "-m", "vllmdeploy.node.ctl", "--run", RUN_MOUNT)

@@ -83,6 +83,7 @@ class AsProcess:
     """Detached from whoever started it; it does not come back after a reboot by itself."""
 
     python: str
+    stop_s: int = STOP_S
 
     def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]:
         question = process.found(layout.runs)
@@ -117,11 +118,11 @@ class AsProcess:
 
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         run = layout.run(node.name)
-        return (process.stop(run, stop_s=STOP_S), process.start(run))
+        return (process.stop(run, stop_s=self.stop_s), process.start(run))
 
     def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         run = layout.run(node.name)
-        return (process.stop(run, stop_s=STOP_S), process.remove(run))
+        return (process.stop(run, stop_s=self.stop_s), process.remove(run))
 
     def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command:
         return _ctl(self.python, name, layout, package, argv)
@@ -140,6 +141,7 @@ class InSystemd:
     """A unit that systemd starts at boot and starts again."""
 
     python: str
+    stop_s: int = STOP_S
 
     def found(self, layout: Layout) -> Fact[tuple[FoundNode, ...]]:
         question = systemd.found()
@@ -157,7 +159,7 @@ class InSystemd:
         spec = systemd.UnitSpec(
             name=node.name,
             argv=program.argv,
-            stop_s=STOP_S,
+            stop_s=self.stop_s,
             labels=program.labels,
             environment=program.environment,
             writable=program.folders,
@@ -170,10 +172,10 @@ class InSystemd:
         return systemd.start(node.name)
 
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
-        return (systemd.restart(node.name, stop_s=STOP_S),)
+        return (systemd.restart(node.name, stop_s=self.stop_s),)
 
     def remove(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
-        return (systemd.remove(node.name, stop_s=STOP_S),)
+        return (systemd.remove(node.name, stop_s=self.stop_s),)
 
     def ctl(self, name: str, layout: Layout, package: str, *argv: str) -> Command:
         return _ctl(self.python, name, layout, package, argv)

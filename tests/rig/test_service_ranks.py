@@ -1,0 +1,150 @@
+"""A model over two hosts without Ray: its ranks begin, end and begin anew together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tests.rig import base, look
+from tests.rig import rig as rigs
+from tests.rig.disk import Profile
+from tests.rig.host import Host
+from tests.rig.operate import STATE, Operator, operator
+from tests.rig.programs import until
+from tests.rig.rig import Rig
+from tests.rig.service_engine import need_engine
+
+pytestmark = pytest.mark.long
+
+MODEL = "tiny-random"
+FLEET = tuple(Profile(name=name, cards=1) for name in ("first", "second"))
+# vLLM fills in weights by itself (--load-format dummy), so a shape and a tokenizer are a model.
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 49152,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    need_engine()
+    folder = base.MODELS / MODEL
+    folder.mkdir(exist_ok=True)
+    for file in (base.MODELS / "SmolLM2-135M-Instruct").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def rig(engine: None) -> Generator[Rig]:
+    fleet = rigs.start(FLEET)
+    yield fleet
+    fleet.remove()
+
+
+@pytest.fixture(scope="module")
+def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator, str]:
+    """The operator and the API key that was shown once."""
+    made = operator(rig, tmp_path_factory.mktemp("operator"))
+    made.writes(
+        MODEL_PATH=str(base.MODELS),
+        EXECUTOR="mp",
+        SHM_SIZE="256m",
+        EXTRA_DOCKER_ARGS=base.docker_args(str(base.ENGINE)),
+        EXTRA_ENV="VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1",
+        EXTRA_VLLM_ARGS="--enforce-eager --load-format dummy",
+        MAX_MODEL_LEN=256,
+    )
+    made.up()
+    started = made.runs("start-service", MODEL, "2", "--yes", limit_s=400)
+    assert started.returncode == 0, started.stderr
+    shown = next(line for line in started.stdout.splitlines() if line.startswith("API key"))
+    return made, shown.split()[-1]
+
+
+def answers(rig: Rig, key: str) -> bool:
+    body: dict[str, Any] = {"prompt": "Hello", "max_tokens": 4, "temperature": 0}
+    request = urllib.request.Request(
+        f"http://{rig.head.ip}:8000/generate",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bool(json.loads(answer.read())["usage"]["completion_tokens"])
+    except OSError:
+        return False
+
+
+def engines_of(host: Host) -> dict[str, Any]:
+    """As the status file of this host's warden has them."""
+    document = json.loads(host.sh(f"cat {STATE}/run/*ray*/status.json").stdout)
+    engines: dict[str, Any] = document["engines"]
+    return engines
+
+
+def server_of(host: Host) -> int:
+    """The first process of this host's rank."""
+    engines = engines_of(host)
+    return int(engines[MODEL]["pid"] or 0) if MODEL in engines else 0
+
+
+def test_a_model_over_two_hosts_answers_without_ray(rig: Rig, served: tuple[Operator, str]) -> None:
+    made, key = served
+    assert answers(rig, key)
+    running = {host.name: " ".join(look.processes(host)) for host in rig.hosts}
+    assert not any("raylet" in one for one in running.values())
+    assert ("--headless" in running["second"], "--headless" in running["first"]) == (True, False)
+    document = json.loads(made.succeeds("status", "--json").stdout)
+    assert [one["state"] for one in (*document["hosts"], *document["services"])] == ["ready"] * 3
+
+
+def test_what_does_not_fit_says_where_the_cards_are(served: tuple[Operator, str]) -> None:
+    made, _ = served
+    more = made.runs("start-service", MODEL, "1", "--name", "second", "--yes")
+    assert more.returncode == 6
+    assert "1 cards are needed, 0 of 2 are free" in more.stderr
+    assert f"{MODEL} holds 2" in more.stderr
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_killed_rank_takes_all_down_and_all_come_back(
+    rig: Rig, served: tuple[Operator, str], where: int
+) -> None:
+    _, key = served
+    before = [server_of(host) for host in rig.hosts]
+    container = next(
+        one for name, one in look.containers(rig.hosts[where]).items() if "ray" in name
+    )
+    rig.hosts[where].sh(f"docker exec {container.name} kill -KILL {before[where]}")
+    until("no rank is as before", lambda: no_longer(rig, before), limit_s=60)
+    until("the API answers again", lambda: answers(rig, key), limit_s=240, every_s=1)
+
+
+def no_longer(rig: Rig, before: list[int]) -> bool:
+    return all(server_of(host) != pid for host, pid in zip(rig.hosts, before, strict=True))
+
+
+def test_a_killed_node_comes_back_and_the_model_with_it(
+    rig: Rig, served: tuple[Operator, str]
+) -> None:
+    made, key = served
+    worker = rig.workers[-1]
+    worker.sh(f"kill -KILL {look.containers(worker)['vllm-ray-worker'].pid}")
+    until("the API stops answering", lambda: not answers(rig, key), limit_s=60)
+    until("the API answers again", lambda: answers(rig, key), limit_s=240, every_s=1)
+    made.succeeds("stop-service", MODEL, "--yes")
+    assert [engines_of(host) for host in rig.hosts] == [{}, {}]
