@@ -133,7 +133,7 @@ def decide(session: Session, job: Job) -> Plan:
     shown += [(name, "tag", _tag(job, name)) for name in unnamed(wanted)]
     subject = f"image {wanted.reference or wanted.image.short}"
     for host, verb, command in shown:
-        cause = f"{len(job.targets)} hosts lack it"
+        cause = f"lacking on {', '.join(job.targets)}"
         if host != wanted.source:
             cause = wanted.stands[host].cause(wanted.image)
         action = Run(job.seen[host].member.access.of(command))
