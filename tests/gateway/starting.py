@@ -73,13 +73,14 @@ async def started(
     thresholds: Thresholds = QUIET,
     limits: ClientLimits | None = None,
     places: int = 256,
+    scheduling: str = "adaptive",
 ) -> AsyncGenerator[Started, None]:
     upstreams = tuple(UpstreamSpec(_name(one), one.url, limit=places) for one in engines)
     spec = GatewaySpec(
         port=0,
         limits=limits or ClientLimits(),
         thresholds=thresholds,
-        fleet=FleetSpec(upstreams, policy="round_robin"),
+        fleet=FleetSpec(upstreams, policy="round_robin", scheduling=scheduling),
     )
     collecting = gc.get_threshold()
     running = Running(spec)
@@ -118,9 +119,11 @@ async def until(holds: Callable[[], bool]) -> None:
     await asyncio.wait_for(look(), ALIVE_S)
 
 
-def post(body: object, path: str = COMPLETIONS, *, close: bool = True) -> bytes:
+def post(
+    body: object, path: str = COMPLETIONS, *, close: bool = True, fields: Sequence[str] = ()
+) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "host: gateway", "content-type: application/json"]
+    lines = [f"POST {path} HTTP/1.1", "host: gateway", "content-type: application/json", *fields]
     lines += [f"content-length: {len(data)}", *(["connection: close"] if close else [])]
     return "\r\n".join([*lines, "", ""]).encode() + data
 

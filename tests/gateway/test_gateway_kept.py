@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +20,10 @@ from vllmdeploy.gateway.kept_file import KeptFile
 from vllmdeploy.gateway.spec import FleetSpec, UpstreamSpec
 
 ADMIN = "sk-admin-0003"
+
+
+def sorted_files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
 
 
 @asynccontextmanager
@@ -155,7 +158,7 @@ async def test_without_a_file_to_keep_it_in_a_change_ends_with_the_gateway(tmp_p
         api.client.headers["x-api-key"] = ADMIN
         answer = await api.post("/admin/instances", entry(a, "a"))
         assert (answer.status_code, "warning" in answer.json()) == (201, False)
-        assert os.listdir(tmp_path) == ["admin"]
+    assert [one.name for one in sorted_files(tmp_path)] == ["admin"]
 
 
 async def test_a_change_that_cannot_be_written_is_in_force_and_says_so(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class FakeEngine:
     checks: int = 0
     open: int = 0
     left: int = 0
+    sent: int = 0  # events of streams
     port: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -207,6 +208,7 @@ class FakeEngine:
                 data = b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
                 send = _bytewise if mode == "bytewise" else _send
                 await send(writer, _chunk(data))
+                self.sent += 1
                 if self.pause_s:
                     await asyncio.wait({gone}, timeout=self.pause_s)
                 if gone.done():
