@@ -76,7 +76,13 @@ SCHEDULING_POLICY HF_ENDPOINT HF_TOKEN_FILE EXTRA_DOCKER_ARGS EXTRA_VLLM_ARGS EX
 
 def test_every_key_of_the_contract_is_known() -> None:
     assert set(CONTRACT) - set(KEYS) == set()
-    assert set(KEYS) - set(CONTRACT) == {"RAY_ADDRESS", "RAY_CPUS", "USE_CDI", "VLLM_PYTHON"}
+    assert set(KEYS) - set(CONTRACT) == {
+        "API_FILES_SIZE",
+        "RAY_ADDRESS",
+        "RAY_CPUS",
+        "USE_CDI",
+        "VLLM_PYTHON",
+    }
 
 
 def test_the_seeds_keys_come_first() -> None:

@@ -96,6 +96,11 @@ async def test_the_description_lists_the_routes_that_exist_and_no_others() -> No
             **{path: ["get"] for path in ("/", "/health", "/metrics", "/openapi.json")},
             **{path: ["post"] for path in ("/generate", "/batch_generate", *PATHS)},
             **{path: ["get"] for path in ("/v1/models", "/v1/models/{model}")},
+            **{path: ["get", "post"] for path in ("/v1/files", "/v1/batches")},
+            "/v1/files/{id}": ["delete", "get"],
+            "/v1/files/{id}/content": ["get"],
+            "/v1/batches/{id}": ["get"],
+            "/v1/batches/{id}/cancel": ["post"],
             "/admin/instances": ["get", "post"],
             "/admin/instances/{id}": ["delete"],
             "/admin/instances/{id}/drain": ["post"],
@@ -389,7 +394,7 @@ async def test_a_model_answers_to_each_of_its_names(tmp_path: Path) -> None:
     [
         *("/pause", "/resume", "/sleep", "/wake_up", "/v1/load_lora_adapter", "/collective_rpc"),
         *("/v1/unload_lora_adapter", "/reset_prefix_cache", "/start_profile", "/invocations"),
-        *("/update_weights", "/server_info", "/v1/files", "/docs", "//generate", "/generate/"),
+        *("/update_weights", "/server_info", "/v1/uploads", "/docs", "//generate", "/generate/"),
         *("/v1/../pause", "/v1/completions/%2e%2e/pause", "/v1/Completions", "/v1/models/a/b"),
     ],
 )

@@ -150,6 +150,7 @@ gpu-01: await vllm-gateway (every service can be used through it)"""
         *("--api-keys-file", "/run/vllmdeploy/gateway-keys/api_keys"),
         *("--admin-key-file", "/run/vllmdeploy/gateway-keys/admin_key"),
         *("--batch-size", "32", "--drain-timeout", "20"),
+        *("--files", "/run/vllmdeploy/run/files", "--files-size", "10240M"),
     )
     assert "sk-1" not in " ".join(str(step.command) for step in plan)
 

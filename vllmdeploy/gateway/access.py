@@ -45,6 +45,12 @@ class Access:
     def has_keys(self) -> bool:
         return bool(self._keys.entries)
 
+    def of_owner(self, owner: str) -> Identity | None:
+        """None: the key is gone, or has expired."""
+        if self.keyless:
+            return ANYBODY if owner == ANYBODY.owner else None
+        return self._keys.of_owner(owner, time.time())
+
     def enter(self, exchange: Exchange, door: Door) -> Identity:
         if self._networks and not self._peer_is_inside(exchange):
             raise Refusal(403, "this address may not use the gateway", code="address_not_allowed")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vllmdeploy.gateway.access import Door
 from vllmdeploy.gateway.access_log import AccessLog
+from vllmdeploy.gateway.api.files_upload import FORM_MAX, Upload
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.journal import bug
 from vllmdeploy.gateway.keys import ANYBODY, Identity
@@ -25,6 +26,8 @@ from vllmdeploy.wire.server import Admitted
 
 _ENTERED = "entered"
 Handler = Callable[[Gateway, Visit], Coroutine[Any, Any, None]]
+# Where a body is too long to be kept in memory: what takes it, made when its head is there.
+Receiver = Callable[[Gateway, Visit], Upload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Route:
     door: Door
     handle: Handler
     about: str = ""
+    receive: Receiver | None = None
 
 
 class Routes:
@@ -96,11 +100,29 @@ class App:
         visit = Visit(exchange, ANYBODY)
         try:
             route = self._enter(visit)
+            if route.receive is not None:
+                visit.upload = route.receive(self._gateway, visit)
         except Refusal as refusal:
             _answer(visit, refusal)
             self._record(visit)
             return None
-        return Admitted(partial(self._serve, visit, route.handle), self._body_limit)
+        limit = self._body_limit if visit.upload is None else FORM_MAX
+        return Admitted(partial(self._serve, visit, route.handle), limit, visit.upload)
+
+    async def inside(self, exchange: Exchange, owner: str) -> None:
+        """A request of the gateway's own, on behalf of a key that may be gone by now."""
+        identity = self._gateway.access.of_owner(owner)
+        visit = Visit(exchange, identity or ANYBODY)
+        try:
+            if identity is None:
+                raise Refusal(401, "the key of this batch is gone, or has expired")
+            route = self._routes.find(exchange.head.method, exchange.head.path)
+        except Refusal as refusal:
+            _answer(visit, refusal)
+            self._record(visit)
+            return
+        visit.route = route.path
+        await self._serve(visit, route.handle, exchange)
 
     def _enter(self, visit: Visit) -> Route:
         """Who sends the same head on the same connection again comes in as before, unless the

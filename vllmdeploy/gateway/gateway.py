@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from vllmdeploy.gateway.access import Access
+from vllmdeploy.gateway.api.batches_run import Batches
+from vllmdeploy.gateway.api.files_store import FileStore
 from vllmdeploy.gateway.dispatch import Dispatcher
 from vllmdeploy.gateway.fleet import Fleet, Group
 from vllmdeploy.gateway.keys import Identity, Ledger
@@ -28,6 +30,8 @@ class Gateway:
     meters: Meters = field(default_factory=Meters)
     ledger: Ledger = field(default_factory=Ledger)
     draining: bool = False
+    files: FileStore | None = None
+    batches: Batches | None = None
 
     def group_for(self, visit: Visit, model: str | None) -> Group:
         """The instances for a model, if this key may use it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from vllmdeploy.errors import SettingsError
@@ -20,16 +20,18 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`models` empty: all of them; limits 0: none."""
+    """`models` empty: all of them; limits 0: none. `owner` is whose files and batches are: a key
+    without a name is known by its hash, because its line may come to be another's."""
 
     name: str
     models: frozenset[str] = frozenset()
     expires: float = 0.0
     per_minute: int = 0
     tokens_per_day: int = 0
+    owner: str = ""
 
 
-ANYBODY = Identity("anybody")
+ANYBODY = Identity("anybody", owner="anybody")
 
 
 @dataclass(slots=True)
@@ -53,9 +55,17 @@ class Keys:
         for known, identity in self.entries:
             if hmac.compare_digest(known, digest):
                 found = identity
-        if found is not None and found.expires and wall_time >= found.expires:
-            return None
-        return found
+        return _unexpired(found, wall_time)
+
+    def of_owner(self, owner: str, wall_time: float) -> Identity | None:
+        """For work that goes on after its caller has left."""
+        found = next((known for _, known in self.entries if known.owner == owner), None)
+        return _unexpired(found, wall_time)
+
+
+def _unexpired(found: Identity | None, wall_time: float) -> Identity | None:
+    expired = found is not None and found.expires and wall_time >= found.expires
+    return None if expired else found
 
 
 @dataclass(slots=True)
@@ -114,7 +124,9 @@ def parse(text: str, path: str) -> Keys:
         if name in names:
             problems.append(f"{where}: the name {name} is given twice")
         names.add(name)
-        entries.append((digest, _identity(name, words[1:], where, problems)))
+        identity = _identity(name, words[1:], where, problems)
+        owner = f"name={name}" if ":" in words[0] else f"sha256={digest.hex()[:32]}"
+        entries.append((digest, replace(identity, owner=owner)))
     if problems:
         raise SettingsError(problems)
     return Keys(tuple(entries))

@@ -45,6 +45,11 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         help="keeps what /admin changed over restarts (default: beside --config)",
     )  # fmt: skip
     add(
+        "--files", default="", metavar="FOLDER",
+        help="keeps /v1/files and /v1/batches (default: there are none)",
+    )  # fmt: skip
+    add("--files-size", default="10G", metavar="SIZE", help="the most that --files may hold")
+    add(
         "--upstream", action="append", default=[], metavar="URL[,WEIGHT[,COST]]",
         help="an instance; may be given more than once",
     )  # fmt: skip
@@ -109,6 +114,8 @@ def from_options(given: argparse.Namespace) -> GatewaySpec:
             admin_key_file=given.admin_key_file,
             config_file=given.config,
             state_file=given.state or _beside(given.config),
+            files_folder=given.files,
+            files_size=_size("--files-size", given.files_size),
             takeover=given.takeover,
             access_log=given.access_log,
             tls_cert=given.tls_cert,
@@ -116,7 +123,7 @@ def from_options(given: argparse.Namespace) -> GatewaySpec:
             upstream_networks=parse_networks(_split(given.upstream_networks)),
             batch_size=_positive("--batch-size", given.batch_size),
             limits=ClientLimits(
-                body=_size(given.max_body),
+                body=_size("--max-body", given.max_body),
                 connections=_positive("--max-connections", given.max_connections),
                 connections_per_address=_positive("--max-per-address", given.max_per_address),
             ),
@@ -213,10 +220,10 @@ def _split(text: str) -> list[str]:
     return [part for part in re.split(r"[,\s]+", text) if part]
 
 
-def _size(text: str) -> int:
+def _size(name: str, text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or not int(match[1]):
-        raise UsageError(f"--max-body {text!r} is not a size such as 32M")
+        raise UsageError(f"{name} {text!r} is not a size such as 32M")
     return int(match[1]) * _UNITS[match[2].lower()]
 
 

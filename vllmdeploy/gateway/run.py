@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 import ssl
+from pathlib import Path
 from time import monotonic
 
 from vllmdeploy.core.tasks import TaskGroup
@@ -14,6 +15,9 @@ from vllmdeploy.errors import UsageError, VllmdeployError
 from vllmdeploy.gateway import doors, fleet_file
 from vllmdeploy.gateway.access import Access
 from vllmdeploy.gateway.access_log import AccessLog
+from vllmdeploy.gateway.api.batches_run import Batches
+from vllmdeploy.gateway.api.batches_store import BatchStore
+from vllmdeploy.gateway.api.files_store import FileStore
 from vllmdeploy.gateway.app import App
 from vllmdeploy.gateway.dispatch import Dispatcher
 from vllmdeploy.gateway.fleet import Fleet
@@ -55,7 +59,11 @@ class Running:
         self.gateway = Gateway(
             spec, self.fleet, Dispatcher(self.fleet), self._access, self._steering, loop
         )
-        self._server = Server(App(self.gateway, routes(), self._log), deadlines, spec.limits)
+        app = App(self.gateway, routes(), self._log)
+        if spec.files_folder:
+            self.gateway.files = FileStore(Path(spec.files_folder), spec.files_size)
+            self.gateway.batches = Batches(BatchStore(self.gateway.files), app.inside)
+        self._server = Server(app, deadlines, spec.limits)
         self.sockets: list[socket.socket] = []
 
     def stop(self) -> None:
@@ -63,6 +71,7 @@ class Running:
 
     async def serve(self) -> None:
         files = await self._read_files()
+        self._open_files()
         await self._add_upstreams()
         predecessor = self._open_doors()
         tls = _tls(self._spec)
@@ -70,6 +79,8 @@ class Running:
             self._listening.append(
                 await self._loop.create_server(self._connection, sock=listener, ssl=tls)
             )
+        if self.gateway.batches is not None:
+            await self.gateway.batches.start()
         self._quieten_garbage_collector()
         say(
             "listening",
@@ -103,6 +114,8 @@ class Running:
     async def _end(self) -> None:
         self.gateway.draining = True
         await self._stop_listening()
+        if self.gateway.batches is not None:
+            await self.gateway.batches.close()
         say("draining", connections=len(self._server.connections))
         cut = await self._server.drain(self._spec.thresholds.drain_timeout_s)
         await self._prober.stop()
@@ -137,6 +150,17 @@ class Running:
         if spec.keys_file and not self._access.has_keys and not spec.keyless:
             raise UsageError(f"{spec.keys_file} has no keys", hint="vllmdeploy keys add NAME")
         return files
+
+    def _open_files(self) -> None:
+        if self.gateway.files is None:
+            return
+        try:
+            self.gateway.files.open()
+        except OSError as error:
+            raise UsageError(
+                f"--files {self._spec.files_folder}: {error.strerror}",
+                hint="name a folder that the gateway may write",
+            ) from error
 
     async def _take_fleet(self, text: str, path: str) -> None:
         for problem in await self._steering.take(fleet_file.parse(text, path)):

@@ -52,6 +52,8 @@ class GatewaySpec:
     admin_key_file: str = ""
     config_file: str = ""
     state_file: str = ""
+    files_folder: str = ""
+    files_size: int = 10 << 30
     takeover: str = ""
     access_log: str = ""
     tls_cert: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllmdeploy.gateway.access import Door
-from vllmdeploy.gateway.api import admin, service
+from vllmdeploy.gateway.api import admin, batches, files, service
 from vllmdeploy.gateway.api.answers import answer_json
 from vllmdeploy.gateway.api.batch_generate import batch_generate
 from vllmdeploy.gateway.api.forward import PATHS, forward
@@ -39,6 +39,8 @@ def routes() -> Routes:
         Route("GET", "/v1/models", Door.KEY, service.models, "The models served."),
         Route("GET", "/v1/models/{model}", Door.KEY, service.model, "One model served."),
         *(Route("POST", path, Door.KEY, forward, _ABOUT[path]) for path in PATHS),
+        *_files(),
+        *_batches(),
         *_admin(),
     ]
 
@@ -47,6 +49,28 @@ def routes() -> Routes:
 
     table.append(Route("GET", "/openapi.json", Door.OPEN, openapi, "This description."))
     return Routes(tuple(table))
+
+
+def _files() -> tuple[Route, ...]:
+    key, one = Door.KEY, "/v1/files/{id}"
+    about = "Upload a file of requests for a batch."
+    return (
+        Route("POST", "/v1/files", key, files.upload, about, files.receive),
+        Route("GET", "/v1/files", key, files.list_files, "The files of this key."),
+        Route("GET", one, key, files.get_file, "One file."),
+        Route("DELETE", one, key, files.delete_file, "Delete a file."),
+        Route("GET", f"{one}/content", key, files.content, "What is in a file."),
+    )
+
+
+def _batches() -> tuple[Route, ...]:
+    key, one = Door.KEY, "/v1/batches/{id}"
+    return (
+        Route("POST", "/v1/batches", key, batches.create_batch, "Work a file of requests off."),
+        Route("GET", "/v1/batches", key, batches.list_batches, "The batches of this key."),
+        Route("GET", one, key, batches.get_batch, "How far a batch is."),
+        Route("POST", f"{one}/cancel", key, batches.cancel_batch, "Stop a batch."),
+    )
 
 
 def _admin() -> tuple[Route, ...]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from typing import TYPE_CHECKING
 
 from vllmdeploy.gateway.keys import Identity
 from vllmdeploy.routing.failure import Failure
 from vllmdeploy.wire.exchange import Exchange
 from vllmdeploy.wire.head import Field
+
+if TYPE_CHECKING:
+    from vllmdeploy.gateway.api.files_upload import Upload
 
 _OWN_ID = re.compile(rb"[A-Za-z0-9\-]{1,64}")
 _START = os.urandom(6).hex().encode()
@@ -27,6 +31,7 @@ class Visit:
     events: int = 0
     tokens: int = 0
     failure: Failure | None = None
+    upload: Upload | None = None
 
     def __init__(self, exchange: Exchange, identity: Identity) -> None:
         self.exchange = exchange

@@ -45,6 +45,7 @@ class GatewayWanted:
     scheduling: str = "adaptive"
     default_model: str = ""
     batch_size: int = 32
+    files_mib: int = 10_240
     keys: bytes | None = field(default=None, repr=False)
     admin: bytes | None = field(default=None, repr=False)
 
@@ -118,6 +119,7 @@ def _command(wanted: Wanted, gateway: GatewayWanted, paths: _Paths, python: str)
         *("--admin-key-file", f"{paths.keys}/{ADMIN}"),
         *(("--allow", ",".join(allow)) if allow else ()),
         *("--batch-size", str(gateway.batch_size), "--drain-timeout", "20"),
+        *("--files", f"{paths.run}/files", "--files-size", f"{gateway.files_mib}M"),
     )
 
 

@@ -37,6 +37,7 @@ def gateway_wanted(settings: Settings, lead: FoundHost) -> Keys:
             scheduling=settings.scheduling_policy,
             default_model=settings.default_model or "",
             batch_size=settings.default_batch_size,
+            files_mib=settings.api_files_size.bytes >> 20,
             keys=None if keyless else _content(settings.api_keys_file, new_key),
             admin=_content(settings.admin_key_file, new_admin),
         ),

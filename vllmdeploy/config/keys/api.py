@@ -9,6 +9,7 @@ from vllmdeploy.config.keys.types import (
     HostList,
     ListenHost,
     LocalPath,
+    Memory,
     ModelName,
     Networks,
     Routing,
@@ -16,6 +17,7 @@ from vllmdeploy.config.keys.types import (
     Section,
     Url,
 )
+from vllmdeploy.config.values import Size
 
 
 class Gateway(Section):
@@ -51,6 +53,12 @@ class Gateway(Section):
         (),
         description="Hosts that run the gateway, apart by commas. Not set: the head.",
         examples=["gpu-01,front-01"],
+    )
+    api_files_size: Memory = Field(
+        Size(10 << 30),
+        description="The most that the files of /v1/files and /v1/batches may take on the disk of "
+        "a gateway.",
+        examples=["50g"],
     )
     default_model: ModelName | None = Field(
         None,

@@ -19,9 +19,9 @@ def finish(store: BatchStore, record: Record) -> Record:
     journal = Journal(store.output(record))
     _hand_over(store, record, journal.results, record.output_file_id, "output")
     _hand_over(store, record, journal.errors, record.error_file_id, "errors")
+    store.clear(record)
     record = record.at(record.ends_as, time.time())
     store.save(record)
-    store.clear(record)
     return record
 
 

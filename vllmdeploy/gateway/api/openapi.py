@@ -41,20 +41,22 @@ def _operation(route: Route) -> dict[str, object]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in names
     ]
-    if route.method == "POST" and route.door is Door.KEY:
+    kept = route.path.startswith(shapes.KEPT)
+    if route.method == "POST" and route.door is Door.KEY and not kept:
         parameters.extend(shapes.HEADERS)
     if parameters:
         found["parameters"] = parameters
     body = shapes.BODIES.get((route.method, route.path))
-    if body is None and route.method == "POST" and route.door is Door.KEY:
+    if body is None and route.method == "POST" and route.door is Door.KEY and not kept:
         body = {"type": "object", "description": "As the engine's own API has it."}
     if body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        media = shapes.FORM if route.receive is not None else "application/json"
+        found["requestBody"] = {"required": True, "content": {media: {"schema": body}}}
     return found
 
 
 def _responses(route: Route) -> dict[str, object]:
-    media = "text/plain" if route.path == "/metrics" else "application/json"
+    media = shapes.MEDIA.get(route.path, "application/json")
     schema = shapes.ANSWERS.get((route.method, route.path), {"type": "object"})
     created = (route.method, route.path) == ("POST", "/admin/instances")
     found: dict[str, object] = {
@@ -65,6 +67,8 @@ def _responses(route: Route) -> dict[str, object]:
     }
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     codes = ["503"] if route.door is Door.OPEN else ["400", "401", "403", "404", "503"]
+    if route.path.startswith(shapes.KEPT):
+        codes += ["501", "507"]
     if route.path != "/health":
         found.update((code, {"description": "An error.", "content": error}) for code in codes)
     else:

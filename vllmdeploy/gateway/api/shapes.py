@@ -62,7 +62,64 @@ _TEXT_OF_ONE: Schema = {
     "instance": _TEXT,
 }
 
+_WHEN: Schema = {"type": ["integer", "null"], "description": "Seconds since 1970."}
+_FILE: Schema = {
+    "type": "object",
+    "required": ["id", "object", "bytes", "created_at", "filename", "purpose", "status"],
+    "properties": {
+        "id": _TEXT,
+        "object": {"const": "file"},
+        "bytes": _COUNT,
+        "created_at": _WHEN,
+        "expires_at": _WHEN,
+        "filename": _TEXT,
+        "purpose": {"enum": ["batch", "batch_output"]},
+        "status": _TEXT,
+    },
+}
+_ENDED = ["completed", "failed", "expired", "cancelled"]
+_BATCH: Schema = {
+    "type": "object",
+    "required": ["id", "object", "endpoint", "input_file_id", "status", "request_counts"],
+    "properties": {
+        "id": _TEXT,
+        "object": {"const": "batch"},
+        "endpoint": _TEXT,
+        "input_file_id": _TEXT,
+        "output_file_id": {"type": ["string", "null"]},
+        "error_file_id": {"type": ["string", "null"]},
+        "status": {"enum": ["validating", "in_progress", "finalizing", "cancelling", *_ENDED]},
+        "request_counts": {
+            "type": "object",
+            "properties": {"total": _COUNT, "completed": _COUNT, "failed": _COUNT},
+        },
+        "waiting": {"type": "string", "description": "Why it does not get on, where it does not."},
+        "created_at": _WHEN,
+        "expires_at": _WHEN,
+        **{f"{name}_at": _WHEN for name in ("in_progress", "finalizing", *_ENDED)},
+        "metadata": {"type": ["object", "null"]},
+    },
+}
+
+
+def _page_of(one: Schema) -> Schema:
+    return {
+        "type": "object",
+        "required": ["object", "data", "has_more"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": one},
+            "first_id": {"type": ["string", "null"]},
+            "last_id": {"type": ["string", "null"]},
+            "has_more": {"type": "boolean"},
+        },
+    }
+
+
 SCHEMAS: Schema = {"Error": _ERROR}
+FORM = "multipart/form-data"
+MEDIA = {"/metrics": "text/plain", "/v1/files/{id}/content": "application/octet-stream"}
+KEPT = ("/v1/files", "/v1/batches")
 
 BODIES: dict[tuple[str, str], Schema] = {
     ("POST", "/generate"): {
@@ -84,6 +141,26 @@ BODIES: dict[tuple[str, str], Schema] = {
         "properties": {
             "prompts": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 1024},
             **_SAMPLING,
+        },
+    },
+    ("POST", "/v1/files"): {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"const": "batch"},
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+        },
+    },
+    ("POST", "/v1/batches"): {
+        "type": "object",
+        "required": ["input_file_id", "endpoint", "completion_window"],
+        "properties": {
+            "input_file_id": _TEXT,
+            "endpoint": {"type": "string", "examples": ["/v1/chat/completions"]},
+            "completion_window": {"type": "string", "examples": ["24h"], "pattern": "^[0-9]+h$"},
+            "metadata": {"type": ["object", "null"]},
         },
     },
     ("POST", "/admin/instances"): _INSTANCE,
@@ -123,6 +200,14 @@ ANSWERS: dict[tuple[str, str], Schema] = {
         },
     },
     ("GET", "/metrics"): _TEXT,
+    ("POST", "/v1/files"): _FILE,
+    ("GET", "/v1/files"): _page_of(_FILE),
+    ("GET", "/v1/files/{id}"): _FILE,
+    ("GET", "/v1/files/{id}/content"): {"type": "string", "format": "binary"},
+    ("POST", "/v1/batches"): _BATCH,
+    ("GET", "/v1/batches"): _page_of(_BATCH),
+    ("GET", "/v1/batches/{id}"): _BATCH,
+    ("POST", "/v1/batches/{id}/cancel"): _BATCH,
     ("GET", "/admin/policy"): _POLICY,
     ("PUT", "/admin/policy"): _POLICY,
 }
