@@ -78,6 +78,7 @@ def test_every_key_of_the_contract_is_known() -> None:
     assert set(CONTRACT) - set(KEYS) == set()
     assert set(KEYS) - set(CONTRACT) == {
         "API_FILES_SIZE",
+        "DRAIN_S",
         "RAY_ADDRESS",
         "RAY_CPUS",
         "USE_CDI",
