@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from vllmdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vllmdeploy.plan.capacity import Assessment
     from vllmdeploy.plan.capacity_model import ModelShape
+    from vllmdeploy.plan.capacity_search import Cards
+    from vllmdeploy.plan.service_wanted import FoundServices
     from vllmdeploy.tools.safetensors import Weights
 
 _GIB = 2**30
@@ -24,11 +27,21 @@ def capacity(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder, NAME in MODEL_PATH, or OWNER/NAME.")],
     *,
-    cards: Annotated[int, typer.Option(min=1, max=64, help="Cards on a host.")] = 1,
-    hosts: Annotated[int, typer.Option(min=1, max=64, help="Hosts with as many cards.")] = 1,
+    cards: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Cards on a host. Default: 1, or as seen.")
+    ] = None,
+    hosts: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Hosts with as many cards, likewise.")
+    ] = None,
     memory: Annotated[
-        float, typer.Option(min=1, max=4096, help="GiB of a card, as its tool states them.")
-    ],
+        float | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="GiB of a card, as its tool states them. Without it the hosts are asked.",
+        ),
+    ] = None,
+    group: Annotated[str, typer.Option("--group", help="Whose hosts to ask.")] = "",
     tp: Annotated[int | None, typer.Option(min=1, help="Tensor parallel size.")] = None,
     pp: Annotated[int | None, typer.Option(min=1, help="Pipeline parallel size.")] = None,
     length: Annotated[
@@ -41,15 +54,17 @@ def capacity(
     eager: Annotated[bool, typer.Option("--eager", help="Without CUDA graphs.")] = False,
     revision: Annotated[str, typer.Option(help="Revision, for a model on the hub.")] = "main",
 ) -> None:
-    """Say before loading whether a model fits, from its config.json and its files' headers.
+    """Say before loading whether a model fits, from its config.json and its files' headers: on the
+    cards of your hosts, or on cards that you describe.
 
     Example: vllmdeploy capacity /data/models/Qwen3-8B --cards 2 --memory 24
     """
     from vllmdeploy.plan.capacity import Wanted, assess
-    from vllmdeploy.plan.capacity_search import Cards, suggested
+    from vllmdeploy.plan.capacity_search import suggested
 
     shape, weights = _found(context, model, revision)
-    card_mib = int(memory * 1024)
+    have, known = _cards(context, cards=cards, hosts=hosts, memory=memory, group=group)
+    cards, hosts, card_mib = have.per_host, have.hosts, have.memory_mib
     across = tp is not None and tp > cards
     wanted = Wanted(
         tensor_parallel=tp or cards,
@@ -65,13 +80,60 @@ def capacity(
             f"{wanted.tensor_parallel * wanted.pipeline_parallel} cards; "
             f"--cards {cards} x --hosts {hosts} are {cards * hosts}"
         )
-    have = Cards(per_host=cards, memory_mib=card_mib, hosts=hosts)
     best = suggested(shape, weights, have, wanted)
     found = assess(shape, weights, card_mib, wanted) if tp or pp or best is None else best
+    found = _measured(context, model, (shape, weights), found, known)
     if world(context).json:
         output.document(_document(model, shape, weights, found, best))
     else:
-        output.answer(_text(model, shape, weights, found, best, memory=memory))
+        output.answer(_text(model, shape, weights, found, best, memory=round(card_mib / 1024, 1)))
+
+
+def _cards(
+    context: typer.Context,
+    *,
+    cards: int | None,
+    hosts: int | None,
+    memory: float | None,
+    group: str,
+) -> tuple[Cards, FoundServices | None]:
+    """As described, else as the hosts have them, with what engines said there before."""
+    from vllmdeploy.plan.capacity_search import Cards
+
+    if memory is not None:
+        return Cards(per_host=cards or 1, memory_mib=int(memory * 1024), hosts=hosts or 1), None
+    from vllmdeploy.workflows.capacity import group_on_hosts
+
+    here = world(context)
+    loaded = here.loaded()
+    with here.session(loaded) as session:
+        seen, known = group_on_hosts(session, group or session.lead.group)
+    per_host, count = cards or seen.per_host, hosts or seen.hosts
+    return Cards(per_host=per_host, memory_mib=seen.memory_mib, hosts=count), known
+
+
+def _measured(
+    context: typer.Context,
+    model: str,
+    files: tuple[ModelShape, Weights],
+    found: Assessment,
+    known: FoundServices | None,
+) -> Assessment:
+    """What an engine of the same kind said when it last started counts more than any sum."""
+    if known is None:
+        return found
+    from vllmdeploy.plan.service_capacity import as_measured
+    from vllmdeploy.workflows.service import asked_of
+
+    wanted = found.wanted
+    asked = asked_of(world(context).settings(), model, tensor_parallel=wanted.tensor_parallel)
+    asked = replace(asked, max_model_len=wanted.length, gpu_memory_utilization=wanted.utilisation)
+    division = (wanted.tensor_parallel, wanted.pipeline_parallel)
+    seen = as_measured(asked, known, files, division)
+    if seen is None:
+        return found
+    note = "counted with the cache that such an engine had when it last started here"
+    return replace(seen, notes=(*seen.notes, note))
 
 
 def _found(context: typer.Context, model: str, revision: str) -> tuple[ModelShape, Weights]:

@@ -21,6 +21,8 @@ from vllmdeploy.tools.safetensors import Weights
 from vllmdeploy.tools.vllm import flag_of, normal
 from vllmdeploy.tools.vllm_measured import Conditions
 
+Division = tuple[int, int]
+
 # Where parts of a model lie in the host's memory, our sums do not hold.
 _ELSEWHERE = ("--cpu-offload-gb", "--kv-offloading-size", "--offload-group-size")
 # What plain weights shrink to while they are loaded by a method of vLLM's own.
@@ -70,6 +72,17 @@ def room_for(
         conditions=conditions,
         found=assessed,
     )
+
+
+def as_measured(
+    asked: ServiceWanted, found: FoundServices, room: tuple[ModelShape, Weights], division: Division
+) -> Assessment | None:
+    """For one (tensor, pipeline) division, where an engine like it has said what it had."""
+    shape, weights = room
+    tensor, pipeline = division
+    asked = replace(asked, pipeline_parallel=pipeline)
+    known = room_for(asked, replace(found, weights=weights), shape, tensor)
+    return known.found if known and known.conditions.key in found.measured else None
 
 
 def cards_of(members: Sequence[Member]) -> Cards | None:
@@ -179,7 +192,8 @@ def _conditions(
     asked: ServiceWanted, found: FoundServices, weights: Weights, wanted: Wanted, method: str
 ) -> Conditions:
     host = found.head.found
-    image = host.image.short if host.image else f"vllm-{found.vllm.version}"
+    inside = host.contents.vllm if host.contents else ""
+    image = host.image.short if host.image else f"vllm-{inside}"
     flags = (wanted.batched_tokens, wanted.sequences, wanted.eager, wanted.cache_value_bytes)
     names = sorted({card.name for one in found.members for card in one.share.cards})
     return Conditions(

@@ -12,6 +12,9 @@ from vllmdeploy.tools import safetensors
 
 if TYPE_CHECKING:
     from vllmdeploy.effects.hub_headers import Repository
+    from vllmdeploy.plan.capacity_search import Cards
+    from vllmdeploy.plan.service_wanted import FoundServices
+    from vllmdeploy.workflows.session import Session
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LARGEST_CONFIG = 10_000_000
@@ -43,3 +46,31 @@ def model_on_hub(repository: Repository) -> tuple[ModelShape, safetensors.Weight
 
     text, weights = model_on(repository)
     return parse_config(text, where=repository.url("config.json")), weights
+
+
+def group_on_hosts(session: Session, group: str) -> tuple[Cards, FoundServices]:
+    """The cards that services of a group may have, and what its engines said before."""
+    from vllmdeploy.effects.ask import ask_one
+    from vllmdeploy.errors import PreflightRefused
+    from vllmdeploy.plan.service_capacity import cards_of
+    from vllmdeploy.plan.service_wanted import FoundServices
+    from vllmdeploy.tools.vllm_measured import measured
+    from vllmdeploy.workflows import cluster
+
+    groups = cluster.decide_groups(session, session.look_at_all())
+    if group not in groups:
+        raise UsageError(f"there is no group {group}", hint=f"there are: {', '.join(groups)}")
+    members = groups[group].members
+    if not members:
+        raise PreflightRefused(groups[group].refusals)
+    cards = cards_of(members)
+    if cards is None:
+        raise UsageError(
+            f"no memory of cards is known in group {group}",
+            hint="--memory GIB and --cards N say what to count with; on processors"
+            " VLLM_CPU_KVCACHE_SPACE in EXTRA_ENV decides",
+        )
+    head = members[0]
+    fact = measured(head.layout.measured)
+    said = ask_one(session.shells[head.name], fact, head.found.access)
+    return cards, FoundServices(members=members, measured=said)

@@ -1,0 +1,121 @@
+"""`capacity MODEL` without figures: on the cards that the hosts' own tools show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripted_hosts import ScriptedFleet
+from vllmdeploy.cli.app import main
+from vllmdeploy.cli.context import World
+
+CONFIG = {
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+}
+SMI = r"""#!/bin/sh
+case $* in *compute-apps*) echo 'gpu_uuid, pid, process_name, used_gpu_memory [MiB]'; exit ;; esac
+echo 'index, uuid, name, memory.total [MiB], memory.used [MiB], driver_version'
+for index in 0 1; do echo "$index, GPU-$index, NVIDIA A10, 24564, 1, 550.54.15"; done
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fleet(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedFleet:
+    monkeypatch.chdir(open_folder)
+    model = open_folder / "models/m"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(CONFIG), "utf-8")
+    header = {"a": {"dtype": "BF16", "shape": [2**33], "data_offsets": [0, 2**34]}}
+    text = json.dumps(header).encode()
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2**34)
+    Path("config.env").write_text(
+        f"HEAD_HOST=gpu-01\nIMAGE=vllm:1\nMODEL_PATH={open_folder}/models\n", "utf-8"
+    )
+    Path("worker_nodes.txt").write_text("gpu-01 head=yes\ngpu-02\n", "utf-8")
+    return ScriptedFleet(open_folder, "gpu-01", "gpu-02")
+
+
+@pytest.fixture
+def run(fleet: ScriptedFleet, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(argv), World(connect=fleet.connect))
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def has_cards(fleet: ScriptedFleet) -> None:
+    with Path("config.env").open("a", encoding="utf-8") as file:
+        file.write("ACCELERATOR=nvidia\n")
+    for name in ("gpu-01", "gpu-02"):
+        fleet[name].program("nvidia-smi", SMI)
+
+
+def test_the_cards_of_all_hosts_are_counted_with(fleet: ScriptedFleet, run: Run) -> None:
+    has_cards(fleet)
+    code, said, problem = run("capacity", "m", "--tp", "2", "--pp", "1")
+    assert code == 0, problem
+    lines = said.splitlines()
+    assert lines[0].startswith("m: ")
+    assert lines[2] == ("  on       2 cards of 24 GiB: tensor parallel 2, pipeline parallel 1")
+    _, shown, _ = run("--json", "capacity", "m")
+    assert json.loads(shown)["suggested"].startswith("--tensor-parallel-size 2")
+
+
+def test_what_an_engine_said_when_it_last_started_counts(fleet: ScriptedFleet, run: Run) -> None:
+    has_cards(fleet)
+    _, computed, _ = run("--json", "capacity", "m", "--tp", "2", "--pp", "1", "--len", "4096")
+    conditions = {
+        "image": "0" * 12,
+        "card": "NVIDIA A10",
+        "model": "m",
+        "weights": 2**34,
+        "tensor_parallel": 2,
+        "pipeline_parallel": 1,
+        "utilisation": 0.92,
+        "settings": "None-None-False-2-",
+    }
+    kept = fleet["gpu-01"].state / "cache/measured"
+    kept.mkdir(parents=True)
+    (kept / "x.txt").write_text(
+        f"{json.dumps(conditions)}\nINFO Available KV cache memory: 9.50 GiB\n"
+    )
+    _, measured, _ = run("--json", "capacity", "m", "--tp", "2", "--pp", "1", "--len", "4096")
+    before, now = json.loads(computed), json.loads(measured)
+    assert before["available_kv_bytes"] != now["available_kv_bytes"]
+    assert now["available_kv_bytes"] == {"usual": int(9.5 * 2**30), "worst": int(9.5 * 2**30)}
+    assert "when it last started here" in now["notes"][-1]
+
+
+def test_hosts_without_cards_ask_for_figures(fleet: ScriptedFleet, run: Run) -> None:
+    with Path("config.env").open("a", encoding="utf-8") as file:
+        file.write("ACCELERATOR=cpu\n")
+    code, said, problem = run("capacity", "m")
+    assert (code, said) == (2, "")
+    assert "no memory of cards is known in group default" in problem
+    assert "--memory GIB" in problem
+
+
+def test_a_group_that_is_not_there_is_named_with_those_that_are(
+    fleet: ScriptedFleet, run: Run
+) -> None:
+    has_cards(fleet)
+    code, _, problem = run("capacity", "m", "--group", "other")
+    assert code == 2
+    assert "there is no group other" in problem
+    assert "there are: default" in problem
