@@ -54,9 +54,10 @@ sort -u > work/spared
 fail() { rm -rf work; exit 1; }
 export piece="$3" take="$5"
 : > work/members
-# What comes after a pipe is what its status says: the other one's is written down.
-{ docker save "$2" 2>work/said; echo $? > work/status; } | tar -x --to-command='eval "$take"' -f -
-unpacked=$?
+# What comes after a pipe is what its status says: the other one's is written down. A tar that gives
+# up leaves its child behind; the substitution ends when nobody is left who could write there.
+unpacked=$({ docker save "$2" 2>work/said; echo $? > work/status; } |
+  { tar -x --to-command='eval "$take"' -f -; echo $?; })
 [ "$(cat work/status)" = 0 ] || { cat work/said >&2; fail; }
 [ "$unpacked" = 0 ] || fail
 config=$(sed -n 's/.*"Config": *"\([^"]*\)".*/\1/p' work/manifest | head -n 1)
