@@ -42,6 +42,7 @@ class Watched:
             say=self.said.append,
             on_event=lambda _: None,
             every_s=1,
+            spare_after_s=60,
             clock=lambda: self.now,
         )
 
@@ -121,3 +122,38 @@ def test_what_cannot_be_mended_is_tried_again_later(fleet: ScriptedFleet) -> Non
     watched.now = 30
     (fleet["gpu-02"].folder / "fail-start").unlink()
     assert watched.round()[0] == "gpu-02: start vllm-ray-worker (it is exited (0))"
+
+
+def test_a_spare_takes_the_place_of_a_host_that_stays_dead_and_keeps_it(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(open_folder)
+    Path("config.env").write_text("HEAD_HOST=gpu-01\nIMAGE=vllm:1\nACCELERATOR=cpu\n", "utf-8")
+    Path("worker_nodes.txt").write_text(
+        "gpu-01 head=yes ray_gpus=1\ngpu-02 ray_gpus=1\ngpu-03 ray_gpus=1 spare=yes\n", "utf-8"
+    )
+    fleet = ScriptedFleet(open_folder, "gpu-01", "gpu-02", "gpu-03")
+    with pytest.raises(SystemExit) as ended:
+        main(["up", "--yes"], World(connect=fleet.connect))
+    assert ended.value.code == 0
+    assert fleet["gpu-03"].changes == []
+    watched = Watched(fleet)
+    fleet.failures["gpu-02"] = HostUnreachable("gpu-02", "no route to host")
+    node = open_folder / "nodes/gpu-02"
+    alive = node.read_text()
+    node.write_text(alive.replace('"alive":true', '"alive":false'))
+    watched.round()
+    watched.now = 59
+    assert watched.round() == []
+    watched.now = 60
+    said = watched.round()
+    assert "gpu-03: create vllm-ray-worker (not found)" in said
+    assert watched.round() == []
+    fleet.failures.clear()
+    node.write_text(alive)
+    assert watched.round()[:3] == [
+        "host gpu-02: well again",
+        "gpu-02: stop vllm-ray-worker (gpu-03 has its place)",
+        "gpu-02: remove vllm-ray-worker (gpu-03 has its place)",
+    ]
+    assert watched.round() == []

@@ -56,6 +56,12 @@ def up(
     every: Annotated[
         float, typer.Option("--every", min=1, help="With --watch: seconds between two looks.")
     ] = 15,
+    spare_after: Annotated[
+        float,
+        typer.Option(
+            "--spare-after", min=0, help="With --watch: seconds until a spare replaces a dead host."
+        ),
+    ] = 300,
 ) -> None:
     """Bring the fleet up: Ray nodes on every host, until Ray reports all hosts and all cards.
 
@@ -70,7 +76,7 @@ def up(
         if not (watch and session.failures):
             _bring_up(here, session, yes=yes)
     if watch:
-        _keep_mending(here, loaded, every)
+        _keep_mending(here, loaded, every, spare_after)
 
 
 def _bring_up(here: World, session: Session, *, yes: bool) -> None:
@@ -89,7 +95,7 @@ def _bring_up(here: World, session: Session, *, yes: bool) -> None:
         carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
 
 
-def _keep_mending(here: World, loaded: Loaded, every_s: float) -> None:
+def _keep_mending(here: World, loaded: Loaded, every_s: float, spare_after_s: float) -> None:
     """Until Ctrl-C or SIGTERM; the round at work gives the lock back before it ends."""
     import signal
     import threading
@@ -98,7 +104,12 @@ def _keep_mending(here: World, loaded: Loaded, every_s: float) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     watching = Watch(
-        loaded=loaded, sessions=here.session, say=_timed, on_event=lambda _: None, every_s=every_s
+        loaded=loaded,
+        sessions=here.session,
+        say=_timed,
+        on_event=lambda _: None,
+        every_s=every_s,
+        spare_after_s=spare_after_s,
     )
     _timed(f"watching {len(loaded.fleet.hosts)} hosts, every {every_s:g} s; Ctrl-C ends it")
     try:

@@ -19,6 +19,7 @@ GENERATION_LABEL = LABEL + "generation"
 FINGERPRINT_LABEL = LABEL + "fingerprint"
 CARDS_LABEL = LABEL + "cards"
 PACKAGE_LABEL = LABEL + "package"
+STANDS_IN_LABEL = LABEL + "stands-in-for"
 
 # In an engine's environment: a new number is a new engine, also where nothing else changed.
 GENERATION_VARIABLE = "VLLMDEPLOY_GENERATION"
@@ -83,6 +84,7 @@ class NodeSpec:
     package: str = ""
     generation: int = 1
     mps: MpsDoor | None = None
+    stands_in_for: str = ""
 
     def labels(self, fingerprint: str) -> dict[str, str]:
         return {
@@ -95,6 +97,7 @@ class NodeSpec:
             PACKAGE_LABEL: self.package,
             **({SERVICE_LABEL: self.service} if self.service else {}),
             **({MPS_LABEL: self.mps.pipe} if self.mps else {}),
+            **({STANDS_IN_LABEL: self.stands_in_for} if self.stands_in_for else {}),
         }
 
 

@@ -34,8 +34,10 @@ def decide_group(
     accelerators: Accelerators,
     *,
     places: Mapping[str, Place] | None = None,
+    standing_in: Mapping[str, str] | None = None,
 ) -> GroupPlan:
-    """`places` are given where nobody was asked; otherwise the hosts' own networks decide."""
+    """`places` are given where nobody was asked; otherwise the hosts' own networks decide.
+    `standing_in`: for whom, by the spare host that does."""
     group = wanted.groups[name]
     choice = (
         Choice(places)
@@ -58,6 +60,7 @@ def decide_group(
             head=head,
             token=token,
             executor=executor,
+            stands_in_for=(standing_in or {}).get(host.host.name, ""),
         )
         for host in found
     )

@@ -99,7 +99,7 @@ def meant(asked: InstancesWanted, found: FoundInstances) -> tuple[Member, ...]:
     """The hosts that may get instances; spares wait for somebody to fail."""
     if asked.hosts:
         return tuple(one for one in found.members if one.name in asked.hosts)
-    return tuple(one for one in found.members if not one.found.host.spare)
+    return tuple(one for one in found.members if not one.found.host.spare or one.stands_in_for)
 
 
 def _placed(

@@ -16,6 +16,7 @@ from vllmdeploy.core.spec import (
     GROUP_LABEL,
     PACKAGE_LABEL,
     ROLE_LABEL,
+    STANDS_IN_LABEL,
 )
 from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.docker import Container, Engine
@@ -45,6 +46,8 @@ class FoundNode:
     image_id: str = ""
     started_at: str = ""
     restarts: int = 0
+    stands_in_for: str = ""
+    """The dead host whose place this one's spare host took."""
 
 
 def labelled_node(
@@ -64,6 +67,7 @@ def labelled_node(
         generation=whole(labels.get(GENERATION_LABEL, "")) or 0,
         cards=tuple(card for card in map(whole, cards) if card is not None and card >= 0),
         package=labels.get(PACKAGE_LABEL, ""),
+        stands_in_for=labels.get(STANDS_IN_LABEL, ""),
     )
 
 

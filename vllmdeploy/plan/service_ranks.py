@@ -41,7 +41,7 @@ def free_cards(found: FoundServices, *, besides: str = "") -> dict[str, tuple[in
             card for card in cards_of(member) if card not in taken.get(member.name, {})
         )
         for member in found.members
-        if not member.found.host.spare
+        if not member.found.host.spare or member.stands_in_for
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vllmdeploy.accelerators import registry
 from vllmdeploy.core.command import check
-from vllmdeploy.core.plan import Plan
+from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.effects import lock
 from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.audit import record
@@ -18,6 +18,7 @@ from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.down import plan_down
 from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.up import Payload, plan_pulls, plan_up
 from vllmdeploy.tools import access, files
 from vllmdeploy.workflows.session import Session
@@ -27,9 +28,18 @@ _TOKEN_BYTES = 32
 
 def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
     """The plan that brings the fleet up from what was found on it."""
+    lined = lineups(session, found)
     groups = decide_groups(session, found)
     payload = Payload(package=session.package[0], token=_token(session, found))
-    return plan_up(session.wanted, groups, payload, session.supervisor)
+    plan = plan_up(session.wanted, groups, payload, session.supervisor)
+    draft = Draft(list(plan.steps), list(plan.notes))
+    for one in lined.values():
+        retire(draft, session.wanted.cluster, one, found, session.supervisor)
+        for spare in one.fresh:
+            draft.note(
+                f"{spare} takes the place of {one.standing_in[spare]}, which does not answer"
+            )
+    return draft.finished()
 
 
 Deciding = Callable[[Session, Mapping[str, FoundHost]], Plan]
@@ -58,11 +68,25 @@ def decide_groups(session: Session, found: Mapping[str, FoundHost]) -> dict[str,
         name: decide_group(
             session.wanted,
             name,
-            [found[host.name] for host in session.fleet.group(name)],
+            lined.active,
             lambda host: registry.named(host.cards.vendor),
+            standing_in=lined.standing_in,
         )
+        for name, lined in lineups(session, found).items()
+    }
+
+
+def lineups(session: Session, found: Mapping[str, FoundHost]) -> dict[str, Lineup]:
+    """Which hosts make up each group; one that does not answer and is not replaced ends it all."""
+    lined = {
+        name: lineup(session.wanted.cluster, session.fleet.group(name), found)
         for name in session.fleet.groups
     }
+    lost = {host: why for one in lined.values() for host, why in one.lost.items()}
+    for host, why in lost.items():
+        error = session.failures[host]
+        raise type(error)(host, error.message.removeprefix(f"{host}: "), hint=error.hint or why)
+    return lined
 
 
 def _token(session: Session, found: Mapping[str, FoundHost]) -> str:

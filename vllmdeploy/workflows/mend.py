@@ -16,6 +16,7 @@ from vllmdeploy.errors import HostError, Locked, VllmdeployError
 from vllmdeploy.plan.mend import Patience, decided_by_somebody, without, without_retries
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service_steps import RETRY
+from vllmdeploy.plan.spares import Lineup, lineup
 from vllmdeploy.workflows import cluster, service
 from vllmdeploy.workflows.session import Session
 
@@ -45,10 +46,12 @@ class Watch:
     say: Say
     on_event: OnEvent
     every_s: float
+    spare_after_s: float
     clock: Callable[[], float] = time.monotonic
     tally: Tally = field(default_factory=Tally)
     patience: Patience = field(default_factory=Patience)
     _said: dict[str, str] = field(default_factory=dict[str, str])
+    _lost_at: dict[str, float] = field(default_factory=dict[str, float])
 
     def forever(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -78,7 +81,9 @@ class Watch:
             reachable = self._reachable(session, there)
             if reachable is None:
                 return
-            found = {host.name: there[host.name] for host in reachable.fleet.hosts}
+            found = {
+                host.name: there[host.name] for host in reachable.fleet.hosts if host.name in there
+            }
             plan = self._chosen(service.decide_up(reachable, found, patient=False))
             if not plan.steps:
                 if not self.patience.resting(self.clock()):
@@ -90,18 +95,36 @@ class Watch:
             self._learn(found, applied)
 
     def _reachable(self, session: Session, there: Mapping[str, FoundHost]) -> Session | None:
-        """The fleet without hosts that do not answer; none where a group's head is among these."""
-        lost = [host for host in session.fleet.hosts if host.name not in there]
-        for host in session.fleet.hosts:
-            if host in lost:
-                self._tell(f"host {host.name}", session.failures[host.name].message)
+        """The fleet without hosts that do not answer and that nobody stands in for, or not yet;
+        none where all groups have lost their head."""
+        left: set[str] = set()
+        for name in session.fleet.groups:
+            hosts = session.fleet.group(name)
+            if hosts[0].name in there:
+                left |= self._left_out(lineup(session.wanted.cluster, hosts, there))
             else:
+                left.update(host.name for host in hosts)
+        self._say_who_is_lost(session, there)
+        kept = tuple(host for host in session.fleet.hosts if host.name not in left)
+        return _of(session, kept) if kept else None
+
+    def _left_out(self, lined: Lineup) -> set[str]:
+        """Who stays dead for long enough is not left out: a spare takes its place."""
+        now = self.clock()
+        early = {
+            host
+            for host in (lined.standing_in[spare] for spare in lined.fresh)
+            if now - self._lost_at.setdefault(host, now) < self.spare_after_s
+        }
+        return early | set(lined.lost)
+
+    def _say_who_is_lost(self, session: Session, there: Mapping[str, FoundHost]) -> None:
+        for host in session.fleet.hosts:
+            if host.name in there:
+                self._lost_at.pop(host.name, None)
                 self._quiet(f"host {host.name}")
-        groups = {host.group for host in lost if host.head}
-        hosts = tuple(
-            host for host in session.fleet.hosts if host.name in there and host.group not in groups
-        )
-        return _of(session, hosts) if hosts else None
+            else:
+                self._tell(f"host {host.name}", session.failures[host.name].message)
 
     def _chosen(self, plan: Plan) -> Plan:
         """Without what somebody decided, and without hosts whose mending has just failed."""
@@ -145,6 +168,7 @@ class Watch:
 
 def _of(session: Session, hosts: tuple[Host, ...]) -> Session:
     loaded = replace(session.loaded, fleet=Fleet(hosts))
-    shells = {host.name: session.shells[host.name] for host in hosts}
-    none: dict[str, HostError] = {}
-    return Session(loaded, shells, none)
+    names = {host.name for host in hosts}
+    shells = {name: shell for name, shell in session.shells.items() if name in names}
+    failures = {name: error for name, error in session.failures.items() if name in names}
+    return Session(loaded, shells, failures)

@@ -42,7 +42,7 @@ def imagined_groups(session: Session, *, cards: int) -> dict[str, GroupPlan]:
         name: decide_group(
             wanted,
             name,
-            [_imagined(wanted, host, cards) for host in loaded.fleet.group(name)],
+            [_imagined(wanted, host, cards) for host in loaded.fleet.group(name) if not host.spare],
             lambda host: registry.named(host.cards.vendor),
             places={
                 host.name: Place(ip=host.ip or host.address) for host in loaded.fleet.group(name)

@@ -19,6 +19,7 @@ from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_replicas import decide_replicas, engines_of
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
+from vllmdeploy.plan.spares import moved
 from vllmdeploy.plan.wanted import ExecutorChoice
 from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_services import Service, stored
@@ -156,6 +157,7 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
         return plan
     draft = Draft(list(plan.steps), list(plan.notes))
     awaited: list[str] = []
+    services: list[Service] = []
     for group in seen.groups.values():
         ground = Ground(
             draft=draft,
@@ -166,8 +168,10 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
         )
         hosts = {member.name for member in group.members}
         before = tuple(step.key for step in plan if step.host in hosts)
-        awaited += _restored(ground, group, before, patient=patient)
-    offering(session, seen, draft).restore([*seen.services.values()], tuple(awaited))
+        placed_anew, before = _with_spares(ground, group, before)
+        awaited += _restored(ground, placed_anew, before, patient=patient)
+        services += placed_anew.services
+    offering(session, seen, draft).restore(services, tuple(awaited))
     return draft.finished()
 
 
@@ -191,6 +195,21 @@ def _restored(
             needs = (*before, *written)
             awaited.append(steps.await_answer(ground, service, cause, needs, fresh=False))
     return awaited
+
+
+def _with_spares(
+    ground: Ground, group: FoundServices, before: tuple[str, ...]
+) -> tuple[FoundServices, tuple[str, ...]]:
+    """Services that wait for a host which a spare has replaced wait for the spare from now on."""
+    places = {one.stands_in_for: one.name for one in group.members if one.stands_in_for}
+    changed = {
+        name: new for name, one in group.stored.items() if (new := moved(one, places)) is not None
+    }
+    written = tuple(
+        steps.write(ground, name, one.content, "a spare has the place of its host", before)
+        for name, one in changed.items()
+    )
+    return replace(group, stored={**group.stored, **changed}), written or before
 
 
 def ground_of(session: Session, seen: Seen, group: str) -> tuple[Ground, FoundServices]:

@@ -62,8 +62,8 @@ class Session:
 
     def need_all(self) -> None:
         """For what must not be done to a part of a fleet: the first host that failed speaks for
-        all that did."""
-        failed = list(self.failures.values())
+        all that did. Spares may fail, and hosts whose place one of them may have or take."""
+        failed = [one for name, one in self.failures.items() if not self._may_be_spared(name)]
         if not failed:
             return
         first = failed[0]
@@ -97,10 +97,19 @@ class Session:
         self.need_all()
         found: dict[str, FoundHost] = {}
         for name, answer in self.look(for_plan=for_plan, cards=cards).items():
+            if isinstance(answer, HostError) and self._may_be_spared(name):
+                continue
             if isinstance(answer, VllmdeployError):
                 raise answer
             found[name] = answer
         return found
+
+    def _may_be_spared(self, name: str) -> bool:
+        host = self.fleet.named(name)
+        others = (one for one in self.fleet.group(host.group) if one.spare)
+        return host.spare or (
+            not host.head and any(one.name not in self.failures for one in others)
+        )
 
     def look_at_those_there(self, *, cards: bool = True) -> dict[str, FoundHost]:
         """The hosts that answer. The others are in `failures`, also those that failed only now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vllmdeploy.errors import VllmdeployError
@@ -29,6 +29,9 @@ class HostStatus:
     restarts: int = 0
 
 
+_WELL = ("ready", "spare", "replaced")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatus:
     cluster: str
@@ -38,7 +41,7 @@ class FleetStatus:
 
     @property
     def healthy(self) -> bool:
-        hosts = all(host.state == "ready" for host in self.hosts)
+        hosts = all(host.state in _WELL for host in self.hosts)
         return hosts and all(service.state == "ready" for service in self.services)
 
     def document(self) -> dict[str, Any]:
@@ -70,6 +73,8 @@ class _Group:
 
     cluster: RayCluster | None = None
     names: set[str] = field(default_factory=set[str])
+    replaced: dict[str, str] = field(default_factory=dict[str, str])
+    """The spare that has its place, by host."""
 
 
 def fleet_status(
@@ -84,8 +89,15 @@ def fleet_status(
         there = found[host.name]
         if isinstance(there, FoundHost) and there.ray is not None:
             group.cluster = there.ray
+        if isinstance(there, FoundHost) and host.spare:
+            nodes = there.ours(session.wanted.cluster)
+            group.replaced |= {one.stands_in_for: host.name for one in nodes if one.stands_in_for}
     hosts = tuple(
-        _host_status(session, host.name, found[host.name], groups[host.group].cluster)
+        _in_its_place(
+            _host_status(session, host.name, found[host.name], groups[host.group].cluster),
+            groups[host.group].replaced.get(host.name, ""),
+            spare=host.spare,
+        )
         for host in session.fleet.hosts
     )
     return FleetStatus(
@@ -94,6 +106,16 @@ def fleet_status(
         warnings=(*_open_doors(session), *_not_in_the_list(groups)),
         services=services,
     )
+
+
+def _in_its_place(status: HostStatus, by: str, *, spare: bool) -> HostStatus:
+    """A spare without a node waits; a host whose place a spare has is not missed."""
+    if spare and status.state == "absent":
+        return replace(status, state="spare", why="")
+    if by and status.state != "ready":
+        why = f"{by} has its place" + (f"; {status.why}" if status.state == "unreachable" else "")
+        return replace(status, state="replaced", why=why)
+    return status
 
 
 def _host_status(
