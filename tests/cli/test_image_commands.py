@@ -12,6 +12,7 @@ import pytest
 from tests.support.scripted_hosts import ScriptedFleet, ScriptedHost
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
+from vllmdeploy.errors import HostUnreachable
 
 CONFIG = "sha256:" + "c" * 64
 MANIFEST = "sha256:" + "d" * 64
@@ -156,6 +157,13 @@ def test_an_image_for_other_machines_is_not_pushed_to_them(fleet: ScriptedFleet,
     said = run("push", "--yes")
     assert said.code == 6
     assert "gpu-02: the image is built for arm64, the host is amd64" in said.err
+
+
+def test_only_hosts_that_are_to_have_it_must_be_there(fleet: ScriptedFleet, run: Run) -> None:
+    fleet.failures["gpu-02"] = HostUnreachable("gpu-02", "no route to host")
+    assert run("push", "--to", "gpu-01", "--yes").code == 0
+    said = run("push", "--yes")
+    assert (said.code, "gpu-02: no route to host" in said.err) == (3, True)
 
 
 @pytest.mark.parametrize(

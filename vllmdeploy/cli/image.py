@@ -82,8 +82,7 @@ def push(
             with cluster.locked(session, f"image push {wanted}") as stop:
                 job = image_push.look_at(session, wanted, hosts, interface=interface)
                 _bring(here, session, job, wanted, stop, yes=yes)
-        for failure in session.failures.values():
-            raise failure
+        end_with([one for host, one in session.failures.items() if host in job.asked])
 
 
 def _bring(here: World, session: Session, job: Job, name: str, stop: Stop, *, yes: bool) -> None:

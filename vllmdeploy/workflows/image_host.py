@@ -109,7 +109,7 @@ def _kept(party: Party, index: str, wanted: Wanted) -> Apart | None:
         layers = exported.layers
     except (KeyError, ValueError, TypeError, IndexError, AttributeError):
         return None
-    if layers != wanted.image.layers or set(layer_sizes(layers, sizes)) < wanted.lacked:
+    if layers != wanted.image.layers or not wanted.lacked <= set(layer_sizes(layers, sizes)):
         return None
     return Apart(exported, manifest(exported.digest, sizes, hashes))
 

@@ -29,7 +29,10 @@ from vllmdeploy.workflows.sync_look import Seen, look, with_roads
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
+    """`asked`: the hosts that are to have it, those out of reach included."""
+
     wanted: Wanted
+    asked: tuple[str, ...]
     seen: Mapping[str, Seen]
     notes: tuple[str, ...] = ()
     pair: KeyPair = sync_laying.NOT_YET
@@ -65,6 +68,7 @@ def look_at(session: Session, reference: str, to: Sequence[str], *, interface: s
             hint="`vllmdeploy image list` shows what they have; `docker pull` or `docker load` it"
             " on the head first",
         )
+    asked = _targets(session, reference, to)
     called = reference if reference in image.references else f"{reference}:latest"
     named = called if called in image.references else ""
     wanted = Wanted(
@@ -73,11 +77,11 @@ def look_at(session: Session, reference: str, to: Sequence[str], *, interface: s
         source=source,
         stands={
             name: stand(stores[name], image, named, arch=arches[name])
-            for name in _targets(session, reference, to)
+            for name in asked
             if name in seen and name != source
         },
     )
-    job = Job(wanted=wanted, seen=seen)
+    job = Job(wanted=wanted, asked=asked, seen=seen)
     if not job.targets:
         return job
     chosen = {name: seen[name] for name in (source, *job.targets)}
