@@ -7,6 +7,7 @@ after a misbehaviour switches it on.
 from __future__ import annotations
 
 import http.server
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Engine(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if (self.orders / "fragile").exists():
+            os._exit(1)
         self._answer(500 if (self.orders / "dumb").exists() else 200, '{"choices": []}')
 
     def _answer(self, status: int, body: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,24 @@ def test_an_unhealthy_engine_is_killed_and_comes_back(node: Node, port: int) -> 
     (node.folder / "unhealthy").unlink()
     again = node.child("running", "llama")
     assert again["last_failure"]["reason"] == "/health answered 503 3 times in a row"
+
+
+def test_an_engine_that_dies_at_its_first_request_was_never_ready(node: Node, port: int) -> None:
+    serve(node, "llama", port)
+    node.folder.mkdir(exist_ok=True)
+    (node.folder / "fragile").touch()
+    node.start(*MAIN, child=IDLE)
+    seen: set[str] = set()
+
+    def failed_twice(status: dict[str, Any]) -> bool:
+        engine = status["engines"].get("llama", {"state": "", "failures": 0})
+        seen.add(engine["state"])
+        return bool(engine["failures"] == 2)
+
+    node.reaches(failed_twice)
+    assert "running" not in seen
+    failure = node.ask("status")["engines"]["llama"]["last_failure"]
+    assert failure["reason"] == "exited with code 1"
 
 
 def test_an_engine_that_is_healthy_and_cannot_generate_is_not_ready(node: Node, port: int) -> None:

@@ -69,7 +69,7 @@ def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator
         MAX_MODEL_LEN=256,
     )
     made.up()
-    started = made.runs("start-service", MODEL, "2", "--yes", limit_s=400)
+    started = made.runs("start-service", MODEL, "2", "--yes", limit_s=900)
     assert started.returncode == 0, started.stderr
     shown = next(line for line in started.stdout.splitlines() if line.startswith("API key"))
     return made, shown.split()[-1]
@@ -131,7 +131,7 @@ def test_a_killed_rank_takes_all_down_and_all_come_back(
     )
     rig.hosts[where].sh(f"docker exec {container.name} kill -KILL {before[where]}")
     until("no rank is as before", lambda: no_longer(rig, before), limit_s=60)
-    until("the API answers again", lambda: answers(rig, key), limit_s=240, every_s=1)
+    until("the API answers again", lambda: answers(rig, key), limit_s=600, every_s=1)
 
 
 def no_longer(rig: Rig, before: list[int]) -> bool:
@@ -145,6 +145,6 @@ def test_a_killed_node_comes_back_and_the_model_with_it(
     worker = rig.workers[-1]
     worker.sh(f"kill -KILL {look.containers(worker)['vllm-ray-worker'].pid}")
     until("the API stops answering", lambda: not answers(rig, key), limit_s=60)
-    until("the API answers again", lambda: answers(rig, key), limit_s=240, every_s=1)
+    until("the API answers again", lambda: answers(rig, key), limit_s=600, every_s=1)
     made.succeeds("stop-service", MODEL, "--yes")
     assert [engines_of(host) for host in rig.hosts] == [{}, {}]

@@ -26,13 +26,15 @@ _HEADS = {
 
 class FakeEngine:
     """`mode` decides how generation ends: ok, reset, cut, garbage, stall, no_done, error_event,
-    or a status. `/health` and `/v1/models` answer as long as the port is open and `healthy`."""
+    or a status. `/health` and `/v1/models` answer as long as the port is open and `healthy`;
+    `counts`: `/metrics` tells how many requests it works on."""
 
     def __init__(self, name: str, port: int = 0) -> None:
         self.name = name
         self.port = port
         self.mode: str | int = "ok"
         self.healthy = True
+        self.counts = False
         self.models: tuple[str, ...] = (MODEL,)
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -108,7 +110,8 @@ class FakeEngine:
             data = [{"id": name, "object": "model", "root": name} for name in self.models]
             _respond(writer, 200, json.dumps({"object": "list", "data": data}).encode())
         elif path == "/metrics":
-            _respond(writer, 404, b"")
+            page = f"vllm:num_requests_running{{}} {self.busy}.0\n".encode()
+            _respond(writer, 200 if self.counts else 404, page if self.counts else b"")
         else:
             await self._generate(path, json.loads(body), headers, writer)
         await writer.drain()
