@@ -303,7 +303,7 @@ def last_words(*commands: Command) -> list[str]:
                 f"sh {RUN} 65",
                 f"sh {RUN}",
                 f"sh {RUN} 65",
-                f"rm -rf -- {RUN}",
+                f"sh {RUN}",
                 "env PYTHONPATH=/var/lib/vllmdeploy/vllm/pkg/p/vllmdeploy.zip python3 -m"
                 f" vllmdeploy.node.ctl --run {RUN} status",
                 f"sh {LOGS} 5 -F n.log",

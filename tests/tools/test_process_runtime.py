@@ -79,8 +79,13 @@ def test_a_node_is_made_found_stopped_started_again_and_removed(runs: Path) -> N
     assert run(process.start(wanted.run)) == Result(0)
     assert running(runs)[0].pid not in (0, pid)
     assert run(process.stop(wanted.run, stop_s=20)) == Result(0)
+    kept = Path(wanted.run) / "fleet"
+    kept.mkdir()
     assert run(process.remove(wanted.run)) == Result(0)
     assert running(runs) == ()
+    kept.rmdir()
+    assert run(process.remove(wanted.run)) == Result(0)
+    assert list(runs.iterdir()) == []
 
 
 def test_making_what_runs_already_leaves_it_running(runs: Path) -> None:

@@ -101,6 +101,13 @@ rm -f "$run/node.pid"
 """
 )
 
+# Folders in it are others': what a gateway routes to, what was uploaded to it.
+_REMOVE = """
+[ -d "$1" ] || exit 0
+find "$1" -mindepth 1 -maxdepth 1 ! -type d -exec rm -f -- {} + || exit 1
+rmdir "$1" 2>/dev/null || :
+"""
+
 _FOUND = (
     _ALIVE
     + r"""
@@ -156,7 +163,9 @@ def stop(run: str, *, stop_s: int) -> Command:
 
 
 def remove(run: str) -> Command:
-    return Command(("rm", "-rf", "--", run), root=True)
+    """What makes it a node, and nothing else: a gateway that is made anew in the same place finds
+    its fleet and its uploads again, as it does under Docker and systemd."""
+    return script(_REMOVE, run, root=True)
 
 
 def found(runs: str) -> Fact[tuple[Detached, ...]]:
