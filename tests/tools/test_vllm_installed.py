@@ -131,7 +131,9 @@ def test_an_installation_is_read_without_being_imported(tmp_path: Path, version:
 def test_where_there_is_none_it_says_so() -> None:
     argv = (sys.executable, "-I", "-S", *vllm.probe_argv()[1:])
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert asked(Result(0, done.stdout)) == Vllm(problem="there is no vLLM")
+    assert asked(Result(0, done.stdout)) == Vllm(
+        problem="there is no vLLM: set IMAGE to one that has it"
+    )
 
 
 @pytest.mark.skipif(not ENGINE.exists(), reason="scripts/engine.sh has not been run")

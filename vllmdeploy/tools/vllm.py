@@ -44,7 +44,7 @@ def version(name):
     except metadata.PackageNotFoundError: return ''
 spec = util.find_spec('vllm')
 if spec is None:
-    print(json.dumps({'problem': 'there is no vLLM'}))
+    print(json.dumps({'problem': 'there is no vLLM: set IMAGE to one that has it'}))
 else:
     root = pathlib.Path(spec.submodule_search_locations[0])
     print(json.dumps({
