@@ -168,6 +168,18 @@ def test_status_names_the_fault_the_client_and_what_to_do() -> None:
     )
 
 
+def test_after_a_reboot_engines_get_their_daemon_back_first() -> None:
+    found = host(containers=(shared("m-1"),))
+    (row,) = rows("vllm", found)
+    assert row.remarks == (
+        "without their daemon, as after a reboot: m-1\n"
+        "  -> start both anew: vllmdeploy mps restart --hosts gpu-01",
+    )
+    plan = restarted(replace(WANTED, cards=(1,)), found)
+    assert lines(plan).splitlines()[0] == "gpu-01: stop m-1 (mps restart)"
+    assert lines(plan).splitlines()[-2] == "gpu-01: start m-1 (its group)"
+
+
 def test_hosts_without_a_daemon_are_shown_too() -> None:
     assert [row.cells[-1] for row in rows("vllm", host())] == ["no daemon"]
     bare_host = replace(host(), mps=Mps())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllmdeploy.plan.mps import FoundMps, foreign
-from vllmdeploy.plan.mps_stop import members, same_container
+from vllmdeploy.plan.mps_stop import members, orphans, same_container
 from vllmdeploy.tools.mps_found import Daemon, Server
 
 
@@ -54,10 +54,21 @@ class Row:
 
 
 def rows(cluster: str, host: FoundMps) -> tuple[Row, ...]:
+    lost = tuple(_orphans(host))
     if not host.mps.daemons:
         state = "no daemon" if host.mps.installed else "MPS is not installed"
-        return (Row(host=host.name, name="-", state=state),)
-    return tuple(_row(cluster, host, daemon) for daemon in host.mps.daemons)
+        return (Row(host=host.name, name="-", state=state, remarks=lost),)
+    first, *others = (_row(cluster, host, daemon) for daemon in host.mps.daemons)
+    return (replace(first, remarks=(*lost, *first.remarks)), *others)
+
+
+def _orphans(host: FoundMps) -> Iterator[str]:
+    names = ", ".join(one.name for one in orphans(host))
+    if names:
+        yield (
+            f"without their daemon, as after a reboot: {names}\n"
+            f"  -> start both anew: vllmdeploy mps restart --hosts {host.name}"
+        )
 
 
 def _row(cluster: str, host: FoundMps, daemon: Daemon) -> Row:

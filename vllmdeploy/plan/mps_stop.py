@@ -40,6 +40,11 @@ class Member:
         return self.container.name
 
 
+def orphans(host: FoundMps) -> tuple[Member, ...]:
+    """Those whose daemon is gone, as after a reboot: they compute without it, taking turns."""
+    return tuple(one for one in members(host) if host.mps.at(one.pipe) is None)
+
+
 def members(host: FoundMps) -> tuple[Member, ...]:
     return tuple(
         Member(container=one, pipe=one.labels[MPS_LABEL])
@@ -168,14 +173,15 @@ def restart(draft: Draft, wanted: MpsWanted, host: FoundMps, *, force: bool = Fa
     """A daemon serves no new client until all of a faulted group are gone: so all of a group's
     containers stop, then its daemon starts anew, then they do, one at a time."""
     daemons = meant(wanted, host)
-    group = [one for one in members(host) if one.pipe in {daemon.pipe for daemon in daemons}]
+    again = _again(wanted, host, daemons)
+    pipes = {daemon.pipe for daemon in daemons} | {scope.pipe for scope in again}
+    group = [one for one in members(host) if one.pipe in pipes]
     cause = _fault(daemons) or "mps restart"
     stopped = tuple(_stop_member(draft, host, one, cause) for one in group)
     ended = tuple(_end(draft, host, one, stopped, force=force, cause=cause) for one in daemons)
     # What was exclusive stays so, and what it was before stays written down.
-    again = replace(wanted, exclusive=wanted.exclusive or bool(host.mps.saved))
-    missing = _again(wanted, host, daemons)
-    ready = start_scopes(draft, again, host, missing, ended or stopped, cause="mps restart")
+    wished = replace(wanted, exclusive=wanted.exclusive or bool(host.mps.saved))
+    ready = start_scopes(draft, wished, host, again, ended or stopped, cause="mps restart")
     for one in group:
         ready = (_start_member(draft, host, one, ready or ended),)
 

@@ -123,7 +123,8 @@ def decide_restart(session: Session, options: MpsOptions) -> Plan:
 
 
 def _per_now(wanted: MpsWanted, host: FoundMps) -> Per:
-    return "host" if host.mps.at(wanted.pipe) else "card"
+    used = {one.pipe for one in mps_stop.members(host)}
+    return "host" if host.mps.at(wanted.pipe) or wanted.pipe in used else "card"
 
 
 def _without(host: FoundMps, daemons: Sequence[Daemon]) -> FoundMps:
