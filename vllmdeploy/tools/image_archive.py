@@ -37,13 +37,15 @@ case $TAR_FILENAME in
   manifest.json) exec cat > work/manifest ;;
 esac
 name=$(printf %s "$TAR_FILENAME" | sha256sum | head -c 16)
-mkdir "work/$name" && mkfifo "work/$name.sum" || exit 1
+printf '%s %s\n' "$name" "$TAR_FILENAME" >> work/members
+mkdir "work/$name" || exit 1
+[ -s work/spared ] || exec split -b "$piece" -a 5 -d - "work/$name/"
+mkfifo "work/$name.sum" || exit 1
 sha256sum < "work/$name.sum" > "work/$name.is" &
 tee "work/$name.sum" | split -b "$piece" -a 5 -d - "work/$name/" || exit 1
 wait
 grep -qx "$(head -c 64 "work/$name.is")" work/spared && rm -rf "work/$name"
 rm "work/$name.sum"
-printf '%s %s\n' "$name" "$TAR_FILENAME" >> work/members
 """
 # $1 the image's folder, $2 its id, $3 the size of a piece, $4 who is to own it, $5 the script for
 # each file. What every target has is told on stdin.
