@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,8 +12,9 @@ from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
+from vllmdeploy.plan import service_ranks as ranks
 from vllmdeploy.plan import service_steps as steps
-from vllmdeploy.plan.instances_wanted import instances_of
+from vllmdeploy.plan.instances_wanted import instances_of, node_name
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import DecidedService, model_folder, service_name
 from vllmdeploy.plan.service_gateway import Offering
@@ -141,7 +143,7 @@ def _carried_on(
 def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool = True) -> Plan:
     """The whole fleet: its Ray nodes, and where services are stored, those and their gateway.
     `patient`: the plan ends when all services answer, else when all is done that helps them."""
-    plan = cluster.decide_up(session, found)
+    plan = _with_word_of_instances(session, found, cluster.decide_up(session, found))
     heads = [found[host.name] for host in session.fleet.hosts if host.head]
     kept = [
         ask_one(session.shells[head.host.name], stored(head.access.layout.services), head.access)
@@ -150,6 +152,26 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     if not any(kept):
         return plan
     return _with_services(session, look(session, found=found), plan, patient=patient)
+
+
+def _with_word_of_instances(session: Session, found: Mapping[str, FoundHost], plan: Plan) -> Plan:
+    """Those that do not run are not started along: their hosts may be wanted for something else."""
+    lead = found[session.lead.name]
+    fact = stored(lead.access.layout.instances)
+    kept = instances_of(ask_one(session.shells[session.lead.name], fact, lead.access))
+    cluster_name = session.wanted.cluster
+    running = {
+        node.name for host in found.values() for node in host.ours(cluster_name) if node.running
+    }
+    down = Counter(
+        one.belongs_to for one in kept if node_name(cluster_name, one.name) not in running
+    )
+    notes = tuple(
+        f"{count} instances of {name} do not run: `vllmdeploy instances start {name}` with what"
+        " they were started with brings them back"
+        for name, count in sorted(down.items())
+    )
+    return replace(plan, notes=(*plan.notes, *notes)) if notes else plan
 
 
 def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -> Plan:
@@ -203,7 +225,9 @@ def _with_spares(
     """Services that wait for a host which a spare has replaced wait for the spare from now on."""
     places = {one.stands_in_for: one.name for one in group.members if one.stands_in_for}
     changed = {
-        name: new for name, one in group.stored.items() if (new := moved(one, places)) is not None
+        name: new
+        for name, one in group.stored.items()
+        if (new := moved(one, places) or ranks.moved(one, places, ground.wanted, group.members))
     }
     written = tuple(
         steps.write(ground, name, one.content, "a spare has the place of its host", before)
