@@ -287,15 +287,21 @@ def services_text(seen: FleetStatus) -> str:
             one.group,
             f"{one.tensor_parallel}x{one.pipeline_parallel}",
             one.state,
+            f"{one.ready}/{one.replicas}",
             one.since or "-",
             "-" if one.running is None else f"{one.running}+{one.waiting or 0}",
+            "-" if one.requests_per_s is None else f"{one.requests_per_s:.1f}",
+            "-" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}",
             "-" if one.cache is None else f"{one.cache:.0%}",
             str(one.restarts),
             one.why,
         )
         for one in seen.services
     ]
-    headings = ("SERVICE", "GROUP", "TPxPP", "STATE", "SINCE", "REQUESTS", "KV", "RESTARTS", "WHY")
+    headings = (
+        *("SERVICE", "GROUP", "TPxPP", "STATE", "UP", "SINCE", "REQUESTS", "REQ/S", "TOKENS/S"),
+        *("KV", "RESTARTS", "WHY"),
+    )
     return output.table(headings, rows)
 
 

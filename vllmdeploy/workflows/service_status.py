@@ -17,6 +17,7 @@ from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
+from vllmdeploy.workflows.service_traffic import Traffic, one_per_service, traffic
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.status import ServiceStatus
 
@@ -75,10 +76,12 @@ def _on(
     none: Mapping[str, str] = {}
     pages = _pages(session, head, node, services) if node and services else none
     gateway = "gateway" in nodes
-    return (
-        *(_status(one, engines, pages.get(one.name, ""), gateway=gateway) for one in services),
-        *broken,
-    )
+    by_engine = [
+        (one.belongs_to, _status(one, engines, pages.get(one.name, ""), gateway=gateway))
+        for one in services
+    ]
+    seen = traffic(session, head) if gateway and services else Traffic()
+    return (*one_per_service(by_engine, seen), *broken)
 
 
 def _led_elsewhere(

@@ -50,8 +50,9 @@ class FleetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """One served model. `running` and `waiting` are requests; `cache` is the share of the KV cache
-    in use; None where the engine does not say."""
+    """One served model. `ready` of its `replicas` answer; `engines`: the state of each. `running`
+    and `waiting` are requests; `cache` is the share of the KV cache in use; what passes through the
+    gateway is of the last second. None where nobody says."""
 
     service: str
     model: str
@@ -65,6 +66,11 @@ class ServiceStatus:
     running: int | None = None
     waiting: int | None = None
     cache: float | None = None
+    replicas: int = 1
+    ready: int = 0
+    requests_per_s: float | None = None
+    tokens_per_s: float | None = None
+    engines: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
