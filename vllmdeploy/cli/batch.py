@@ -15,6 +15,7 @@ from vllmdeploy.errors import EXIT_BATCH_ERRORS, EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from vllmdeploy.batch.conclude import Finished
+    from vllmdeploy.batch.ray_engines import EngineSpec
     from vllmdeploy.batch.spec import BatchSpec, Hooks
     from vllmdeploy.config.settings import Settings
 
@@ -52,6 +53,15 @@ def run(
     give_up_after: Annotated[
         float | None, typer.Option(help="Seconds of outage to wait for. Default: for ever.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="http, or ray: engines for this run alone on a Ray cluster.")
+    ] = "http",
+    engines: Annotated[
+        int, typer.Option(min=0, help="With --engine ray: how many. Default: all that fit.")
+    ] = 0,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=0, help="With --engine ray: cards of each engine; 0 without cards.")
+    ] = 1,
     policy: Annotated[str, typer.Option(help="Which instance is next.")] = "least_inflight",
     group_by_prefix: Annotated[
         bool, typer.Option("--group-by-prefix", help="Rows that begin alike go together.")
@@ -78,20 +88,23 @@ def run(
     Exit code 8: finished, with rows in errors.jsonl. 130: interrupted, nothing is lost.
 
     Example: vllmdeploy batch run questions.jsonl -o answers --upstream http://gpu-01:8000
+    Example: vllmdeploy batch run questions.jsonl -o answers --engine ray --model /data/models/Qwen3
     """
     from vllmdeploy.batch.limits import Price
     from vllmdeploy.batch.parsing import read_schema
     from vllmdeploy.batch.spec import BatchSpec, Effort
     from vllmdeploy.batch.urls import upstreams_of
+    from vllmdeploy.cli.batch_ray import engine_spec, model_name
 
     settings = world(context).loaded(bare_names=True).settings
     prompt_price, completion_price = _prices(price)
+    own = _is_ray(engine, upstream, model)
     spec = BatchSpec(
         input=input_path or settings.input_jsonl,
         output=output_dir or settings.output_dir,
-        upstreams=upstreams_of(upstream or _usual_upstreams(settings)),
+        upstreams=() if own else upstreams_of(upstream or _usual_upstreams(settings)),
         key=_read_key(api_key_file),
-        model=model or (None if upstream else settings.default_model),
+        model=model_name(model) if own else model or (None if upstream else settings.default_model),
         max_tokens=max_tokens,
         parse=parse,
         schema=read_schema(schema) if schema else None,
@@ -115,7 +128,8 @@ def run(
         include_input=include_input,
         font=settings.font_path,
     )
-    finished = _run(spec)
+    wanted = engine_spec(settings, str(model), engines, tensor_parallel) if own else None
+    finished = _run(spec, wanted)
     _conclude(finished, json=world(context).json)
 
 
@@ -144,12 +158,15 @@ def status(
         output.answer("the same batch run command goes on from here")
 
 
-def _run(spec: BatchSpec) -> Finished:
+def _run(spec: BatchSpec, engines: EngineSpec | None = None) -> Finished:
     from vllmdeploy.batch.run import run_batch
     from vllmdeploy.cli.batch_progress import shown
+    from vllmdeploy.cli.batch_ray import run_on_ray
 
     try:
         with shown() as listener:
+            if engines is not None:
+                return run_on_ray(spec, engines, listener)
             return run_batch(spec, listener=listener, say=output.say)
     except KeyboardInterrupt:
         output.say("interrupted; the same command goes on from here")
@@ -168,6 +185,16 @@ def _conclude(finished: Finished, *, json: bool) -> None:
     if finished.failed:
         output.say(f"error rows are in {paths.errors}; --retry-errors does them again")
         raise typer.Exit(EXIT_BATCH_ERRORS)
+
+
+def _is_ray(engine: str, upstream: list[str] | None, model: str | None) -> bool:
+    if engine not in ("http", "ray"):
+        raise UsageError(f"--engine {engine}: unknown", hint="one of http, ray")
+    if engine == "ray" and upstream:
+        raise UsageError("--engine ray starts engines of its own", hint="leave out --upstream")
+    if engine == "ray" and not model:
+        raise UsageError("--engine ray needs --model", hint="its folder on the nodes, or its name")
+    return engine == "ray"
 
 
 def _speed(progress: Mapping[str, object]) -> str:

@@ -1,0 +1,126 @@
+"""What runs inside a Ray actor: one engine as a child process; the standard library alone.
+
+Ray sends this module's code to its nodes, where this package need not be installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LOOK_EVERY_S = 0.5
+_STOP_S = 15.0
+_LAST_LINES = 15
+# Ends the engine's whole session when its standard input closes, which it does however the actor
+# that holds the other end dies.
+_GUARD = """
+import os, signal, subprocess, sys, threading, time
+engine = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+
+def end(number):
+    try:
+        os.killpg(engine.pid, number)
+    except ProcessLookupError:
+        pass
+
+def watch():
+    sys.stdin.buffer.read()
+    end(signal.SIGTERM)
+    time.sleep(10)
+    end(signal.SIGKILL)
+
+threading.Thread(target=watch, daemon=True).start()
+status = engine.wait()
+end(signal.SIGKILL)
+sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
+class EngineWorker:
+    """`start`, then `ended` waits; `stop` at any time, from another thread of the actor."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = tempfile.mkdtemp(prefix="vllmdeploy-batch-")
+        self._log = Path(self._folder, "engine.log")
+
+    def own_ip(self) -> str:
+        """The address by which the other nodes of the cluster reach this one."""
+        ray: Any = importlib.import_module("ray")
+        return str(ray.util.get_node_ip_address())
+
+    def start(
+        self, argv: Sequence[str], environment: Mapping[str, str], ip: str, ready_s: float
+    ) -> tuple[str, int]:
+        """Where it listens, once it is well; `{ip}` and `{port}` in `argv` are filled in."""
+        port = _free_port(ip)
+        words = [word.format(ip=ip, port=port) for word in argv]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                (sys.executable, "-c", _GUARD, sys.executable, *words),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+            )
+        until = time.monotonic() + ready_s
+        while not _well(ip, port):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the engine ended before it was well:\n{self._last_words()}")
+            if time.monotonic() > until:
+                self.stop()
+                words_now = self._last_words()
+                raise RuntimeError(f"the engine was not well in {ready_s:g} s:\n{words_now}")
+            time.sleep(_LOOK_EVERY_S)
+        return ip, port
+
+    def ended(self) -> str:
+        """Waits for its end, and says how it came."""
+        if self._process is None:
+            return "the engine was never started"
+        status = self._process.wait()
+        return f"the engine ended with {status}:\n{self._last_words()}"
+
+    def stop(self) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+        self._log.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(self._folder).rmdir()
+
+    def _last_words(self) -> str:
+        try:
+            text = self._log.read_bytes()[-8192:].decode("utf-8", "replace")
+        except OSError:
+            return "(no output)"
+        return "\n".join(f"  {line}" for line in text.splitlines()[-_LAST_LINES:])
+
+
+def _free_port(ip: str) -> int:
+    """Somebody may take it before the engine does; then the engine ends and is started again."""
+    with socket.socket() as probe:
+        probe.bind((ip, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _well(ip: str, port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{ip}:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
