@@ -88,6 +88,8 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         written = steps.write(ground, one.service.name, one.file.content(), "not there")
         awaited.append(steps.await_answer(ground, one.service, cause, (written,), fresh=True))
         steps.remember(ground, one.service, one.conditions, (awaited[-1],))
+        for note in one.notes:
+            ground.draft.note(note)
     services = [*seen.services.values(), *(one.service for one in decided)]
     offering(session, seen, ground.draft).up(services, "a new service", tuple(awaited))
     return ServicePlan(
