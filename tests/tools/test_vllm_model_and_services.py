@@ -138,3 +138,10 @@ def test_a_prompt_becomes_a_request_and_its_stream_texts() -> None:
 def test_a_refusal_is_told_in_its_own_words() -> None:
     assert vllm_ask.refusal_of('{"error": {"message": "no such model"}}') == "no such model"
     assert vllm_ask.refusal_of(" connection refused ") == "connection refused"
+
+
+def test_the_size_of_the_weight_files_is_known_without_reading_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("a.safetensors", "b.safetensors", "old.bin"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    assert asked(tmp_path).weights == 2000

@@ -107,6 +107,9 @@ def _arguments(arguments: Sequence[str]) -> _Service:
     found = _Service()
     words = iter(arguments)
     for word in words:
+        if word == "--privileged":
+            found.single["privileged"] = True
+            continue
         flag, equals, value = word.partition("=")
         if not equals:
             value = next(words, "")
@@ -118,8 +121,6 @@ def _arguments(arguments: Sequence[str]) -> _Service:
             found.single["deploy"] = _gpus(value)
         elif flag == "--mount":
             found.add("volumes", _mount(value))
-        elif flag == "--privileged":
-            found.single["privileged"] = True
         else:
             raise UsageError(
                 f"{word}: not a flag that is known here how to write for Compose",
