@@ -132,6 +132,14 @@ def test_weights_that_vllm_shrinks_while_it_loads_them_take_less() -> None:
     assert decide(asked(1, max_model_len=2048, quantization="fp8"), fleet(16)).service.world == 1
 
 
+def test_what_is_only_tight_is_tried_and_said() -> None:
+    assert decide(asked(1, max_model_len=8192), fleet(23)).notes == (
+        "m is tight on its cards: a context of 8192 tokens has room only if nothing else grows;"
+        " 3600 is safe",
+    )
+    assert decide(asked(2, max_model_len=2048), fleet(24)).notes == ()
+
+
 def test_what_was_measured_counts_more_than_what_was_computed() -> None:
     found = fleet(24)
     first = decide(asked(1, max_model_len=4096), found)

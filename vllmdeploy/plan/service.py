@@ -9,7 +9,7 @@ from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import capacity
 from vllmdeploy.plan import service_ranks as ranks
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.service_capacity import Room, no_room, room_for
+from vllmdeploy.plan.service_capacity import Room, about_room, no_room, room_for
 from vllmdeploy.plan.service_cards import Pool, divisors, free_ports, pool_of
 from vllmdeploy.plan.service_ranks import Placement
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -39,6 +39,7 @@ class DecidedService:
     service: Service
     file: EngineFile
     conditions: Conditions | None = None
+    notes: tuple[str, ...] = ()
 
 
 def model_folder(wanted: Wanted, asked: ServiceWanted) -> str:
@@ -102,6 +103,7 @@ def decide_service(
         service=service,
         file=_file(wanted, service, engine, found, it.pool),
         conditions=it.room.conditions if it.room else None,
+        notes=about_room(it.room),
     )
 
 

@@ -110,6 +110,13 @@ def no_room(room: Room) -> Iterable[str]:
         )
 
 
+def about_room(room: Room | None) -> tuple[str, ...]:
+    """What is tried and has been seen not to start."""
+    if room is None or room.found.verdict is not Verdict.TIGHT:
+        return ()
+    return (f"{room.conditions.model} is tight on its cards: {room.found.reason}",)
+
+
 def _whole_context(assessed: Assessment) -> bool:
     return assessed.cache.concurrency(assessed.available_usual, assessed.length) >= 1
 
