@@ -35,6 +35,7 @@ from vllmdeploy.wire.server import Server
 
 _GARBAGE_EVERY = 50_000  # objects; the default of 700 looks through live connections all the time
 _TAKEOVER_READY_S = 30.0
+_TAKEOVER_REST_S = 5.0  # for the others, once one instance serves
 _ACCEPTED_WITHIN = 5  # turns of the loop
 
 
@@ -74,6 +75,8 @@ class Running:
         self._open_files()
         await self._add_upstreams()
         predecessor = self._open_doors()
+        if predecessor is not None:
+            await self._ready()
         tls = _tls(self._spec)
         for listener in self.sockets:
             self._listening.append(
@@ -88,7 +91,6 @@ class Running:
             instances=len(self.fleet.instances),
         )
         if predecessor is not None:
-            await self._ready()
             await self._loop.run_in_executor(None, predecessor.release)
         try:
             await self._until_stopped(files)
@@ -184,10 +186,12 @@ class Running:
         return predecessor
 
     async def _ready(self) -> None:
-        """Both gateways serve until this one knows its instances as well as the old one does."""
-        until = monotonic() + _TAKEOVER_READY_S
-        while monotonic() < until:
-            if any(one.health.serving for one in self.fleet.instances.values()):
+        """The other gateway serves alone until this one knows its instances as well; one that is
+        down keeps both waiting for a moment only."""
+        began = monotonic()
+        while (waited := monotonic() - began) < _TAKEOVER_READY_S:
+            serving = [one.health.serving for one in self.fleet.instances.values()]
+            if all(serving) or (any(serving) and waited >= _TAKEOVER_REST_S):
                 return
             await asyncio.sleep(0.1)
 
