@@ -15,6 +15,7 @@ measure() {
 
 measure bench/batch.py --rows 200000
 measure bench/simulate_routing.py
+measure bench/gateway.py
 measure bench/instances.py
 if [ "$(id -u)" = 0 ]; then
     measure bench/status.py
