@@ -14,6 +14,7 @@ from vllmdeploy import AsyncMultiVLLMClient
 from vllmdeploy.client.asynchronous import create_async_multi_vllm_client
 from vllmdeploy.client.errors import APIConnectionError
 from vllmdeploy.client.sse import Events
+from vllmdeploy.routing.thresholds import Thresholds
 
 
 async def test_the_async_twin_has_the_same_calls() -> None:
@@ -47,6 +48,36 @@ def test_one_client_may_be_used_in_one_loop_after_another() -> None:
             return str(answer.choices[0].text)
 
         assert [asyncio.run(once()) for _ in range(2)] == ["Hello from e0"] * 2
+
+
+@pytest.mark.parametrize("hangs", ["its port answers", "its health fails"])
+async def test_calls_that_hang_are_moved_when_their_instance_is_found_hung(hangs: str) -> None:
+    """Only before their first byte: what a caller has seen the beginning of is not begun anew."""
+    limits = Thresholds(
+        check_interval_s=0.01, canary_interval_s=0.02, canary_timeout_s=0.05, ejection_s=1000.0
+    )
+    with engines(2) as fleet:
+        urls = [engine.url for engine in fleet]
+        async with AsyncMultiVLLMClient(urls, thresholds=limits) as client:
+            fleet[0].healthy = hangs == "its port answers"
+            fleet[0].hold()
+            asking = [client.completions.create(model=MODEL, prompt="x") for _ in range(4)]
+            answers = await asyncio.wait_for(asyncio.gather(*asking), 60)
+            assert [one.choices[0].text for one in answers] == ["Hello from e1"] * 4
+            assert [len(engine.asked) for engine in fleet] == [2, 4]
+            assert client.status().ready == 1
+
+
+async def test_a_stream_that_has_not_begun_is_moved_too() -> None:
+    limits = Thresholds(check_interval_s=0.01, canary=False, ejection_s=1000.0)
+    with engines(2) as fleet:
+        urls = [engine.url for engine in fleet]
+        async with AsyncMultiVLLMClient(urls, thresholds=limits) as client:
+            fleet[0].healthy = False
+            fleet[0].hold()
+            ask = client.completions.create(model=MODEL, prompt="x", stream=True)
+            chunks = [chunk async for chunk in await asyncio.wait_for(ask, 60)]
+            assert "".join(one.choices[0].text for one in chunks if one.choices) == "Hello e1"
 
 
 async def test_a_host_that_has_no_address_is_named() -> None:

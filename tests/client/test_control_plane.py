@@ -249,7 +249,8 @@ async def test_a_hung_engine_with_a_healthy_port_is_ejected_by_its_canary(
         for n in range(4):
             answer = await plane.submit_request(RequestMetadata(str(n), "Hi"))
             assert answer.instance_id == "e1"
-        hanging.cancel()
+        moved = await asyncio.wait_for(hanging, 60)
+        assert (moved.request_id, moved.instance_id) == ("h", "e1")
 
 
 async def test_it_must_be_started_first_and_once(four: list[FakeEngine]) -> None:

@@ -12,7 +12,7 @@ from vllmdeploy.errors import UsageError
 from vllmdeploy.routing.failure import Failure
 from vllmdeploy.routing.retry import replayable
 from vllmdeploy.routing.upstream import Request, affinity_of
-from vllmdeploy.wire.faults import CutShort, NeverSent, NoAnswer, TimedOut, UpstreamError
+from vllmdeploy.wire.faults import Abandoned, CutShort, NeverSent, NoAnswer, TimedOut, UpstreamError
 
 _AFFINITY_CHARACTERS = 1 << 15
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -93,6 +93,8 @@ def failure_of(error: UpstreamError) -> Failure:
         return Failure.REFUSED if error.refused else Failure.CONNECT_TIMEOUT
     if isinstance(error, TimedOut):
         return Failure.IDLE_TIMEOUT if error.begun else Failure.FIRST_BYTE_TIMEOUT
+    if isinstance(error, Abandoned):
+        return Failure.HUNG
     if isinstance(error, NoAnswer):
         return Failure.RESET
     return Failure.CUT if isinstance(error, CutShort) else Failure.GARBAGE

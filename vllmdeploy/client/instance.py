@@ -100,6 +100,11 @@ class Instance:
         else:
             connection.close()
 
+    def abandon(self, reason: str) -> None:
+        """Calls that still wait for their first byte may go elsewhere."""
+        for pool in self._pools:
+            pool.abandon(reason)
+
     def close(self) -> None:
         for pool in self._pools:
             pool.close()

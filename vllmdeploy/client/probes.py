@@ -12,7 +12,7 @@ from vllmdeploy.client.fleet import Fleet
 from vllmdeploy.client.instance import Instance
 from vllmdeploy.routing.engine_metrics import observed_of
 from vllmdeploy.routing.failure import Failure
-from vllmdeploy.routing.states import State
+from vllmdeploy.routing.states import SERVING, Change, State
 from vllmdeploy.routing.thresholds import Thresholds
 from vllmdeploy.wire.faults import UpstreamError
 
@@ -59,14 +59,16 @@ class Probes:
         except (UpstreamError, asyncio.TimeoutError) as error:
             closed = isinstance(error, UpstreamError) and failure_of(error) is Failure.REFUSED
             words = str(error) or "no answer to /health"
-            instance.health.check_failed(_now(), words, began=began, port_closed=closed)
+            change = instance.health.check_failed(_now(), words, began=began, port_closed=closed)
+            _out(instance, change)
             return
         # A server without /health is another kind of server, and it answers.
         if status == 200 or status in (404, 405):
             instance.health.check_passed(_now())
             await self._load(instance)
         else:
-            instance.health.check_failed(_now(), f"/health says {status}", began=began)
+            words = f"/health says {status}"
+            _out(instance, instance.health.check_failed(_now(), words, began=began))
 
     async def _load(self, instance: Instance) -> None:
         try:
@@ -77,13 +79,14 @@ class Probes:
         if seen is None:
             return
         instance.load.poll(seen)
-        instance.health.progressed(
+        change = instance.health.progressed(
             _now(),
             running=seen.running,
             tokens=seen.generated_tokens,
             peers=self._fleet.peers(instance),
             chance=random.random,
         )
+        _out(instance, change)
 
     async def _canary(self, instance: Instance) -> None:
         """One token. An engine that says no to the question has answered."""
@@ -104,7 +107,10 @@ class Probes:
 
     def _canary_failed(self, instance: Instance, reason: str, began: float) -> None:
         peers = self._fleet.peers(instance)
-        instance.health.canary_failed(_now(), reason, peers, random.random, began=began)
+        _out(
+            instance,
+            instance.health.canary_failed(_now(), reason, peers, random.random, began=began),
+        )
 
     async def _one_token(self, instance: Instance) -> int:
         model = instance.models[0] if instance.models else await self.served_model(instance)
@@ -126,6 +132,12 @@ class Probes:
 
     async def _get(self, instance: Instance, path: str, timeout_s: float) -> tuple[int, bytes]:
         return await asyncio.wait_for(_page(instance, path), timeout_s)
+
+
+def _out(instance: Instance, change: Change | None) -> None:
+    """Who waits for an instance that was found dead or hung tries another."""
+    if change is not None and change.after not in SERVING:
+        instance.abandon(change.reason)
 
 
 async def _page(instance: Instance, path: str) -> tuple[int, bytes]:
