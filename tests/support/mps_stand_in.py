@@ -20,22 +20,25 @@ from pathlib import Path
 
 LIFETIME_S = 120
 CARD = "GPU-5afe0000-0000-4000-8000-{:012x}"
-_SMI_STATE = "STAND_IN_CARDS"
+CARDS = "cards.json"
+PROGRAMS = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server", "nvidia-smi")
 _SERVER = "nvidia-cuda-mps-server"
 
 
 def install(folder: Path, uuids: Sequence[str], *, memory_mib: int = 81_559) -> dict[str, str]:
-    """Both programs and the cards they speak of; returns the environment that uses them."""
+    """The programs and the cards they speak of; returns the environment that uses them."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = folder / "cards.json"
-    state.write_text(
-        json.dumps([{"uuid": one, "mode": "Default", "memory": memory_mib} for one in uuids])
-    )
-    for name in ("nvidia-cuda-mps-control", _SERVER, "nvidia-smi"):
-        program = folder / name
-        program.write_text(f"#!{sys.executable} -IS\n{Path(__file__).read_text()}")
-        program.chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}", _SMI_STATE: str(state)}
+    for name, text in files(uuids, memory_mib=memory_mib).items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def files(uuids: Sequence[str], *, memory_mib: int = 81_559) -> dict[str, str]:
+    """What lies in the folder of the programs, by name."""
+    cards = [{"uuid": one, "mode": "Default", "memory": memory_mib} for one in uuids]
+    program = f"#!{sys.executable} -IS\n{Path(__file__).read_text()}"
+    return {CARDS: json.dumps(cards), **dict.fromkeys(PROGRAMS, program)}
 
 
 class Control:
@@ -202,7 +205,7 @@ def ask_daemon() -> int:
 
 
 def smi(arguments: Sequence[str]) -> int:
-    state = Path(os.environ[_SMI_STATE])
+    state = Path(sys.argv[0]).with_name(CARDS)
     cards = json.loads(state.read_text())
     if "-c" in arguments:
         asked = arguments[arguments.index("-i") + 1]

@@ -50,7 +50,8 @@ class Box:
 
     def modes(self) -> list[str]:
         return [
-            one["mode"] for one in json.loads(Path(self.environment["STAND_IN_CARDS"]).read_text())
+            one["mode"]
+            for one in json.loads((self.folder / "bin" / mps_stand_in.CARDS).read_text())
         ]
 
     def status(self) -> list[dict[str, Any]]:
