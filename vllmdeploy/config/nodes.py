@@ -36,7 +36,7 @@ MEANINGS: Mapping[str, str] = {
     "accelerator=nvidia": "the kind of its cards",
     "gpus=0,1": "the cards that may be used at all",
     "ray_gpus=2": "how many of them Ray gets",
-    "spare=yes": "kept ready, not used",
+    "spare=yes": "takes the place of a host of its group that stays dead",
 }
 """An example of every option and what it says, for the files and pages that explain them."""
 

@@ -15,7 +15,7 @@ from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.tools import gateway_page
 from vllmdeploy.tools.vllm_services import Service
 
-DRAIN_S = 600.0
+_HEARS_S = 10.0  # a gateway takes its file over within a second
 _READY_S = 60.0
 _METRICS = (
     "import sys, urllib.request as u\n"
@@ -76,7 +76,8 @@ class Rolling:
         return self._usable(service, self._tell(service.name, "it stays", needs))
 
     def _let_go(self, service: Service, needs: tuple[str, ...]) -> tuple[str, ...]:
-        """Nothing new is sent to it, and all that was is answered."""
+        """Nothing new is sent to it, and all that was is answered, in the time that requests at
+        work get; what is left then gets as long again from the engine itself."""
         if not self.gateway:
             self.serving.pop(service.name, None)
             return needs
@@ -94,8 +95,9 @@ class Rolling:
                 f"last answer of {service.name}",
                 "no request is cut off",
                 _at_work(service.name),
-                DRAIN_S,
+                self.ground.wanted.drain_s + _HEARS_S,
                 (told,),
+                at_most=True,
             ),
         )
 
@@ -123,11 +125,19 @@ class Rolling:
         missing: Callable[[Result], str | None],
         limit_s: float,
         needs: tuple[str, ...],
+        *,
+        at_most: bool = False,
     ) -> str:
         offering, ground = self.offering, self.offering.ground
         argv = ("python3", "-c", _METRICS, offering.gateway.address)
         command = ground.head.found.access.of(inside(ground.wanted, offering.name, *argv))
-        wait = Wait(command=command.within(20), missing=missing, limit_s=limit_s, every_s=0.5)
+        wait = Wait(
+            command=command.within(20),
+            missing=missing,
+            limit_s=limit_s,
+            every_s=0.5,
+            at_most=at_most,
+        )
         return ground.add("await", subject, cause, wait, needs)
 
 
