@@ -38,7 +38,8 @@ class Pool:
         if strangers > 0:
             holders.append(f"others on this Ray cluster hold {strangers}")
         held = f"; {', '.join(holders)}" if holders else ""
-        return f"{count} cards are needed, {self.free} of {self.total} are free ({where}{held})"
+        needed = "1 card is" if count == 1 else f"{count} cards are"
+        return f"{needed} needed, {self.free} of {self.total} are free ({where}{held})"
 
     def needed_hosts(self, count: int) -> tuple[str, ...]:
         """Hosts without which the rest has too few cards: the engine waits for these."""
