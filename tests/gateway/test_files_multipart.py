@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmdeploy.gateway.api.files_multipart import BadForm, Form, Part, boundary_of
@@ -43,12 +43,14 @@ def test_a_form_in_one_piece_and_byte_by_byte() -> None:
     assert read([FORM[at : at + 1] for at in range(len(FORM))]) == PARTS
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(FORM)), max_size=12))
 def test_a_form_in_any_pieces(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(FORM)]
     assert read([FORM[a:b] for a, b in pairwise(edges)]) == PARTS
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=8))
 def test_any_content_comes_out_as_it_went_in(content: bytes, cuts: list[int]) -> None:
     whole = b'--zz\r\ncontent-disposition: form-data; name="file"\r\n\r\n'
@@ -60,6 +62,7 @@ def test_any_content_comes_out_as_it_went_in(content: bytes, cuts: list[int]) ->
     assert read(pieces, b"zz") == [(Part("file", None), content)]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_a_form_or_is_refused(data: bytes) -> None:
     form = Form(b"b")

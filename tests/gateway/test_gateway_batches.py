@@ -18,11 +18,12 @@ import pytest
 
 from tests.support.running_gateway import Api, engines, gateway, served, write
 from tests.support.upstream import FakeEngine
+from vllmdeploy.batch import instances
 from vllmdeploy.gateway.api import batches_run
 
 openai: Any = pytest.importorskip("openai")
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 FINAL = ("completed", "failed", "expired", "cancelled")
 
 
@@ -427,7 +428,10 @@ async def test_rows_count_like_requests_in_metrics_and_for_the_key(tmp_path: Pat
         assert re.search(r'key_requests_total\{key="ann"\} 7\b', page)
 
 
-async def test_an_outage_makes_no_error_rows(tmp_path: Path) -> None:
+async def test_an_outage_makes_no_error_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "outage_delay", lambda *_: 0.05)
     engine = await FakeEngine(model="m").start()
     port = engine.port
     async with (
