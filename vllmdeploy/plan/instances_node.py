@@ -11,7 +11,7 @@ from vllmdeploy.plan.instances import Slot
 from vllmdeploy.plan.instances_mps import Seat, crowd, seat
 from vllmdeploy.plan.instances_room import share_of
 from vllmdeploy.plan.instances_wanted import FoundInstances, InstancesWanted, document, node_name
-from vllmdeploy.plan.node import QUIET, Member, proxies
+from vllmdeploy.plan.node import QUIET, WARDEN_RESERVE_S, Member, proxies
 from vllmdeploy.plan.service import engine_of, names_of
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.vllm import Vllm
@@ -155,4 +155,5 @@ def _node(wanted: Wanted, member: Member, service: Service, file: EngineFile) ->
         cards=tuple(card.index for card in member.share.cards),
         package=wanted.package,
         generation=service.generation,
+        stop_limit_s=wanted.drain_s + WARDEN_RESERVE_S,
     )
