@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from vllmdeploy.errors import PreflightRefused, UsageError
-from vllmdeploy.plan import capacity
 from vllmdeploy.plan import service_ranks as ranks
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.service_capacity import Room, about_room, no_room, room_for
-from vllmdeploy.plan.service_cards import Pool, divisors, free_ports, pool_of
+from vllmdeploy.plan.service_capacity import about_room, room_for
+from vllmdeploy.plan.service_cards import Pool, free_ports, pool_of
 from vllmdeploy.plan.service_ranks import Placement
+from vllmdeploy.plan.service_reasons import Considered, reasons
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.manifest_names import name_of, place_of
@@ -21,12 +21,10 @@ from vllmdeploy.tools.vllm_engine import (
     Rank,
     argv,
     canary,
-    free_flags,
-    taken_flags,
 )
 from vllmdeploy.tools.vllm_measured import Conditions
-from vllmdeploy.tools.vllm_model import FoundModel, Quantization, own_method, quantization
-from vllmdeploy.tools.vllm_services import Service, name_fault
+from vllmdeploy.tools.vllm_model import FoundModel, own_method, quantization
+from vllmdeploy.tools.vllm_services import Service
 
 _GENERATION = "VLLMDEPLOY_GENERATION"
 
@@ -64,37 +62,14 @@ def engine_name(asked: ServiceWanted) -> str:
     return name if asked.replica == 1 else f"{name}.{asked.replica}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Considered:
-    """All that follows from what is wanted and what was found, before anything is refused."""
-
-    folder: str
-    name: str
-    replaces: str
-    pool: Pool
-    shape: ModelShape | None
-    about_model: tuple[str, ...]
-    tensor: int
-    method: Quantization
-    room: Room | None
-    placement: Placement
-    ports: tuple[int, ...]
-    generation: int
-
-    @property
-    def ports_needed(self) -> int:
-        """Its own, and two more where ranks meet."""
-        return 3 if len(self.placement) > 1 else 1
-
-
 def decide_service(
     wanted: Wanted, asked: ServiceWanted, found: FoundServices, *, replaces: str = ""
 ) -> DecidedService:
     """`replaces`: the running service that this one takes the place of."""
     it = _consider(wanted, asked, found, replaces)
-    reasons = tuple(_reasons(asked, found, it))
-    if reasons:
-        raise PreflightRefused(reasons)
+    against = tuple(reasons(asked, found, it))
+    if against:
+        raise PreflightRefused(against)
     service = _service(wanted, asked, found, it)
     engine = engine_of(
         asked, service, it.folder, it.method.method, rank=_rank(service, _addresses(found))
@@ -107,9 +82,7 @@ def decide_service(
     )
 
 
-def _service(
-    wanted: Wanted, asked: ServiceWanted, found: FoundServices, it: _Considered
-) -> Service:
+def _service(wanted: Wanted, asked: ServiceWanted, found: FoundServices, it: Considered) -> Service:
     leader = next(iter(it.placement), found.head.name)
     members = {one.name: one for one in found.members}
     shown = {
@@ -150,7 +123,7 @@ def _rank(service: Service, addresses: Mapping[str, str]) -> Rank | None:
 
 def _consider(
     wanted: Wanted, asked: ServiceWanted, found: FoundServices, replaces: str
-) -> _Considered:
+) -> Considered:
     folder = model_folder(wanted, asked)
     pool = pool_of(found, besides=replaces)
     shape, about_model = model_of(found.models, found.head.name, folder)
@@ -164,7 +137,7 @@ def _consider(
     if found.head.executor == "mp":
         free = ranks.free_cards(found, besides=replaces)
         placement = ranks.place(free, tensor * asked.pipeline_parallel)
-    return _Considered(
+    return Considered(
         folder=folder,
         name=engine_name(asked),
         replaces=replaces,
@@ -189,27 +162,6 @@ def _ports(
     if before and before.leader == leader and len(before.ports) == count:
         return before.ports
     return free_ports(found, asked.ports, count=count, leader=leader)
-
-
-def _reasons(asked: ServiceWanted, found: FoundServices, it: _Considered) -> Iterable[str]:
-    yield from _name(it.name, found, it.replaces)
-    yield from it.about_model
-    if found.head.executor == "ray":
-        yield from _ray(found)
-    else:
-        world = it.tensor * asked.pipeline_parallel
-        yield from ranks.refusals(found, it.placement, world, besides=it.replaces)
-    if it.shape:
-        yield from _division(it.shape, it.tensor, asked, it.pool)
-    yield from _cards(it.pool, it.tensor * asked.pipeline_parallel, found)
-    if it.room and it.tensor * asked.pipeline_parallel <= it.pool.total:
-        yield from no_room(it.room)
-    yield from _vllm(asked, found, it.method)
-    if len(it.ports) < it.ports_needed:
-        first, last = asked.ports
-        leader = next(iter(it.placement), found.head.name)
-        lacking = "no free port" if it.ports_needed == 1 else f"no {it.ports_needed} free ports"
-        yield f"{leader}: {lacking} in ENGINE_PORTS {first}-{last}"
 
 
 def engine_of(
@@ -276,16 +228,6 @@ def names_of(name: str, asked: ServiceWanted, folder: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, *repository, folder, *asked.aliases)))
 
 
-def _name(name: str, found: FoundServices, replaces: str) -> Iterable[str]:
-    if fault := name_fault(name):
-        yield f"{name!r} cannot be a service's name: {fault}"
-    elif name in found.stored and name != replaces:
-        yield (
-            f"a service {name} is there already: `vllmdeploy restart-service {name}` takes new"
-            " settings over, `stop-service` removes it, --name gives another name"
-        )
-
-
 def model_of(
     models: Mapping[str, FoundModel], first: str, folder: str
 ) -> tuple[ModelShape | None, tuple[str, ...]]:
@@ -308,53 +250,3 @@ def model_of(
     except UsageError:
         # Not every model that vLLM serves is a transformer that we can count the heads of.
         return None, tuple(reasons)
-
-
-def _ray(found: FoundServices) -> Iterable[str]:
-    head = found.head
-    if head.found.ray is None:
-        yield f"{head.name}: no Ray head runs here: `vllmdeploy up` starts it"
-        return
-    if head.found.ray.problem:
-        yield f"{head.name}: Ray does not say what it has: {head.found.ray.problem}"
-        return
-    there = {node.name for node in found.ray_nodes}
-    missing = [one.name for one in found.members if one.name not in there]
-    if missing:
-        yield f"Ray does not report {', '.join(missing)}: `vllmdeploy up` mends that"
-
-
-def _division(shape: ModelShape, tensor: int, asked: ServiceWanted, pool: Pool) -> Iterable[str]:
-    if not tensor:
-        return
-    why = capacity.refusal(shape, tensor, asked.pipeline_parallel)
-    if why:
-        most = pool.total // asked.pipeline_parallel
-        works = [
-            one
-            for one in range(1, most + 1)
-            if not capacity.refusal(shape, one, asked.pipeline_parallel)
-        ]
-        instead = divisors(works, most)
-        yield why + (f"; what works here: {instead}" if instead else "")
-
-
-def _cards(pool: Pool, count: int, found: FoundServices) -> Iterable[str]:
-    if not found.ray_nodes and found.head.executor == "ray":
-        return
-    if not pool.total:
-        yield "no host brings a card into Ray (on hosts without cards: ray_gpus=1 on their lines)"
-    elif why := pool.lacking(count):
-        yield why
-
-
-def _vllm(asked: ServiceWanted, found: FoundServices, method: Quantization) -> Iterable[str]:
-    if found.head.found.ray is None and found.head.executor == "ray":
-        return
-    if found.vllm.problem:
-        yield f"{found.head.name}: {found.vllm.problem}"
-        return
-    yield from taken_flags(asked.arguments)
-    yield from found.vllm.unknown(free_flags(asked.arguments))
-    if method.refusal:
-        yield method.refusal
