@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from vllmdeploy.core.layout import PACKAGE_FILE
 from vllmdeploy.core.spec import ContainerSpec, Mount
 from vllmdeploy.errors import UsageError
+from vllmdeploy.plan import mps_share
 from vllmdeploy.plan.instances_decide import Instances
 from vllmdeploy.plan.instances_node import Instance
 from vllmdeploy.plan.node import QUIET
@@ -242,6 +243,8 @@ def compose_files(exported: Exported, host: str) -> Mapping[str, bytes]:
     if host == exported.lead:
         keys = "keys/admin_key" if exported.gateway.keyless else "keys/api_keys and keys/admin_key"
         heading += f"\nFirst put {keys} there (mode 0600, one key a line)."
+    if any(one.node.mps for one in exported.by_host[host]):
+        heading += f"\nBefore all: vllmdeploy mps start --hosts {host}"
     text = compose.text(services, heading=heading)
     return {"compose.yaml": text.encode(), **exported.beside(host)}
 
@@ -256,10 +259,18 @@ def _container(exported: Exported, one: Instance) -> ContainerSpec:
         entrypoint=program,
         command=tuple(rest),
         environment={**access.environment, **environment_of(wanted, one)},
-        mounts=(Mount(wanted.model_path, wanted.model_path),),
-        arguments=(*access.arguments, *wanted.docker_arguments),
+        mounts=(Mount(wanted.model_path, wanted.model_path), *_door_mounts(one)),
+        arguments=(
+            *access.arguments,
+            *(mps_share.ARGUMENTS if one.node.mps else ()),
+            *wanted.docker_arguments,
+        ),
         shm_size=wanted.shm_size,
     )
+
+
+def _door_mounts(one: Instance) -> tuple[Mount, ...]:
+    return mps_share.mounts(one.node.mps) if one.node.mps else ()
 
 
 def _gateway_container(exported: Exported, host: str) -> ContainerSpec:

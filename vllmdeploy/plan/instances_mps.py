@@ -98,7 +98,8 @@ def crowd(
     shared = tuple(one for one in slots if one.host == member.name and one.sharing > 1)
     if sharing is None or not shared or member.accelerator.name != "nvidia":
         return None
-    there = found.get(member.name, Mps())
+    # A host that nobody asked, as for files that are only written, is taken to be fit.
+    there = found.get(member.name, Mps(installed=True))
     return Crowd(
         cluster=cluster, sharing=sharing, member=member, slots=shared, mps=there, total=total
     )
