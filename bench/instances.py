@@ -1,6 +1,6 @@
 """Several instances beside one: scaling, our client beside the bare SDK, one killed under load.
 
-    python bench/instances.py [--prompts 2000] [--sequences 6] [--answer-s 0.2]
+    python bench/instances.py [--prompts 2000] [--sequences 12] [--answer-s 0.5]
 
 Prints one JSON object a line. The instances are fake and take a fixed time for an answer, so all
 that is lost between one and four of them is lost by the client.
@@ -39,13 +39,15 @@ def instance(sequences: int, seconds: float) -> Generator[tuple[str, subprocess.
 
 
 def wall(count: int, prompts: int, sequences: int, seconds: float) -> float:
-    """Seconds for all prompts over so many instances, each of them kept full."""
+    """Seconds for all prompts over so many instances. Twice as many prompts are on their way as
+    there is room for, so that no instance is ever idle because another got one more."""
     with ExitStack() as held:
         urls = [held.enter_context(instance(sequences, seconds))[0] for _ in range(count)]
         client = held.enter_context(MultiVLLMClient(urls))
-        client.map(["warm"] * sequences * count, max_workers=sequences * count, model="fake")
+        workers = 2 * sequences * count
+        client.map(["warm"] * workers, max_workers=workers, model="fake")
         began = time.perf_counter()
-        said = client.map(["p"] * prompts, max_workers=sequences * count, model="fake")
+        said = client.map(["p"] * prompts, max_workers=workers, model="fake")
         assert len(said) == prompts
         return time.perf_counter() - began
 
@@ -95,7 +97,7 @@ def killed(prompts: int, sequences: int, seconds: float) -> None:
         killer.start()
         began = time.perf_counter()
         said = client.map(
-            ["p"] * prompts, max_workers=4 * sequences, model="fake", return_errors=True
+            ["p"] * prompts, max_workers=8 * sequences, model="fake", return_errors=True
         )
         took = time.perf_counter() - began
         killer.join()
@@ -122,8 +124,8 @@ def show(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=2000)
-    parser.add_argument("--sequences", type=int, default=6)
-    parser.add_argument("--answer-s", type=float, default=0.2)
+    parser.add_argument("--sequences", type=int, default=12)
+    parser.add_argument("--answer-s", type=float, default=0.5)
     options = parser.parse_args()
     scaling(options.prompts, options.sequences, options.answer_s)
     killed(options.prompts, options.sequences, options.answer_s)
