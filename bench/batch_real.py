@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",
 }
-_ENGINE = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "64")
+_ENGINE = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64")
 _NAME = "fake"  # what the other measurements of `batch run` call their model
 _PORT = 8991
 _READY_S = 300.0

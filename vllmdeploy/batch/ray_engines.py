@@ -151,7 +151,8 @@ class RayEngines:
                 ended = self._wait(worker.ended.remote())
                 self.why[name] = ended or "stopped"
         except Exception as error:
-            self.why[name] = str(error).strip() or type(error).__name__
+            said = getattr(error, "cause", None) or error  # not Ray's account of where it was said
+            self.why[name] = str(said).strip() or type(said).__name__
         finally:
             self.where.pop(name, None)
             if worker is not None:

@@ -35,7 +35,8 @@ def end(number):
         pass
 
 def watch():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     end(signal.SIGTERM)
     time.sleep(10)
     end(signal.SIGKILL)
@@ -43,7 +44,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 status = engine.wait()
 end(signal.SIGKILL)
-sys.exit(status if status >= 0 else 128 - status)
+os._exit(status if status >= 0 else 128 - status)
 """
 
 

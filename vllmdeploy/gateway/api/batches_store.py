@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ _RECORD = "batch.json"
 _INPUT = "input.jsonl"
 _OUTPUT = "output"
 _CANCEL = "cancel"
+_CREATED_WITHIN_S = 60.0
 _STAMPS = (
     *("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at"),
     *("cancelling_at", "cancelled_at"),
@@ -136,7 +138,7 @@ class BatchStore:
         """The oldest first, for each owner; one whose creation was cut off is taken away."""
         for owner in self.files.owners():
             for path in self.files.batches(owner).glob("batch_*"):
-                if not (path / _RECORD).exists():
+                if _abandoned(path):
                     shutil.rmtree(path, ignore_errors=True)
             yield from (one for one in reversed(self.all(owner)) if not one.is_final)
 
@@ -151,6 +153,15 @@ class BatchStore:
         """What a batch needed while it ran."""
         shutil.rmtree(self.output(record), ignore_errors=True)
         self.input(record).unlink(missing_ok=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Not one that a gateway beside us is about to create."""
+    try:
+        old = folder.stat().st_mtime < time.time() - _CREATED_WITHIN_S
+    except FileNotFoundError:
+        return False
+    return old and not (folder / _RECORD).exists()
 
 
 def _read(folder: Path) -> Record | None:
