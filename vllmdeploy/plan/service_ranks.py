@@ -162,16 +162,10 @@ def moved(
     """A service's file with its ranks on the hosts that stand in for others; None where nothing is
     to be changed or can be: its leader's place stays. `places`: the new host by the old."""
     service = one.service
-    if service is None or not places.keys() & service.placement.keys():
-        return None
     by_name = {member.name: member for member in members}
-    placement: dict[str, tuple[int, ...]] = {}
-    for host, cards in service.placement.items():
-        name = places.get(host, host)
-        fresh = cards_of(by_name[name])[: len(cards)] if name in by_name else ()
-        placement[name] = cards if name == host else fresh
-        if service.leader in places or len(placement[name]) != len(cards):
-            return None
+    placement = _moved_cards(service, places, by_name) if service else {}
+    if service is None or not placement:
+        return None
     shown = {
         host: visible(wanted, by_name[host], cards)
         for host, cards in placement.items()
@@ -194,3 +188,19 @@ def moved(
     }
     content = json.dumps(changed, indent=1, ensure_ascii=False).encode() + b"\n"
     return replace(one, content=content, service=service)
+
+
+def _moved_cards(
+    service: Service, places: Mapping[str, str], members: Mapping[str, Member]
+) -> Placement:
+    """Empty where no rank moves, the leader would, or a new host has too few cards."""
+    if service.leader in places or not places.keys() & service.placement.keys():
+        return {}
+    placement: dict[str, tuple[int, ...]] = {}
+    for host, cards in service.placement.items():
+        name = places.get(host, host)
+        fresh = cards_of(members[name])[: len(cards)] if name in members else ()
+        placement[name] = cards if name == host else fresh
+        if len(placement[name]) != len(cards):
+            return {}
+    return placement
