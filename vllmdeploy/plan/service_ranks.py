@@ -163,8 +163,10 @@ def moved(
     to be changed or can be: its leader's place stays. `places`: the new host by the old."""
     service = one.service
     by_name = {member.name: member for member in members}
-    placement = _moved_cards(service, places, by_name) if service else {}
-    if service is None or not placement:
+    if service is None:
+        return None
+    placement = _moved_cards(service, places, by_name)
+    if not placement:
         return None
     shown = {
         host: visible(wanted, by_name[host], cards)
