@@ -26,6 +26,8 @@ class Probes:
         self._fleet = fleet
         self._limits = limits
         self._tasks: dict[Instance, asyncio.Task[None]] = {}
+        # Before Python 3.12 wait_for loses a cancellation that comes together with the answer.
+        self._closed = False
 
     def watch(self, instance: Instance) -> None:
         self._tasks[instance] = asyncio.ensure_future(self._watch(instance))
@@ -34,23 +36,27 @@ class Probes:
         await asyncio.gather(*(self.check(one) for one in self._fleet.instances.values()))
 
     async def close(self) -> None:
+        self._closed = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
 
     async def _watch(self, instance: Instance) -> None:
-        health, id_ = instance.health, instance.upstream.id
-        while self._fleet.instances.get(id_) is instance:
+        health = instance.health
+        while self._wanted(instance):
             await asyncio.sleep(health.check_delay(random.random))
             health.drained(_now(), instance.load.inflight)
             if health.state is State.READY and not instance.load.inflight:
                 continue
             await self.check(instance)
-            if health.wants_canary(_now()):
+            if self._wanted(instance) and health.wants_canary(_now()):
                 await self._canary(instance)
             self._fleet.lines.serve()
         self._tasks.pop(instance, None)
+
+    def _wanted(self, instance: Instance) -> bool:
+        return not self._closed and self._fleet.instances.get(instance.upstream.id) is instance
 
     async def check(self, instance: Instance) -> None:
         began = _now()
