@@ -25,11 +25,13 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 _ENGINE = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64")
 _NAME = "fake"  # what the other measurements of `batch run` call their model
 _PORT = 8991
 _READY_S = 300.0
+_STOP_S = 20.0
 
 
 def write_rows(path: Path, count: int, tokens: int) -> None:
@@ -71,6 +73,9 @@ def engine(python: str, model: str) -> Generator[str]:
             yield url
         finally:
             process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+            process.kill()
 
 
 def _well(url: str) -> bool:
