@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.plan.service_builders import CONFIG
 from tests.rig import fake_vllm
 from tests.rig.service_engine import need_engine
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
-from vllmdeploy.workflows.demo import MODEL, engine_of, free_ports
+from vllmdeploy.workflows.demo import MODEL, engine_of
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -76,9 +76,20 @@ class Machine:
         return shown
 
 
+def free_ports() -> list[int]:
+    """Five of a block of this process's own, below what kernels hand out: nobody comes between."""
+    first = 28000 + os.getpid() % 400 * 10
+    found: list[int] = []
+    for port in range(first, first + 10):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found[:5]
+
+
 @contextmanager
 def machine(folder: Path, python: Path, models: Path, **keys: str) -> Generator[Machine]:
-    api, *ports = free_ports(5)
+    api, *ports = free_ports()
     made = Machine(folder, f"rig-instances-{os.getpid()}", tuple(ports), api)
     settings = {
         "CLUSTER_NAME": made.cluster,
