@@ -32,6 +32,7 @@ from tests.gateway.starting import (
 from tests.support.upstream import FakeEngine
 from vllmdeploy.gateway.instance import Instance
 from vllmdeploy.routing.thresholds import Thresholds
+from vllmdeploy.wire.limits import ClientLimits
 
 STREAM = {"model": "m", "prompt": "hello", "stream": True}
 CALLERS = 8
@@ -120,6 +121,30 @@ async def test_a_gateway_killed_outright_comes_back_with_its_instances(tmp_path:
             assert await again.port() == port
             await again.said('"after": "ready"')
             assert reply(await exchange(port, post({"model": "m", "prompt": "x"}))).status == 200
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/generate"])
+async def test_a_stream_that_stops_without_an_end_is_ended_with_an_error(path: str) -> None:
+    thresholds = replace(QUIET, idle_timeout_s=0.2)
+    async with engines(1, "hang") as (engine,), started([engine], thresholds=thresholds) as gateway:
+        answer = reply(await exchange(gateway.port, post(STREAM, path)))
+        assert answer.whole
+        assert answer.body.count(b'"error"') == 1
+        assert b"[DONE]" not in answer.body
+        await until(lambda: engine.left == 1)
+
+
+async def test_slow_heads_are_closed_and_hold_nobody_up() -> None:
+    limits = ClientLimits(head_s=0.2)
+    async with engines(1) as (engine,), started([engine], limits=limits) as gateway:
+        slow = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(100)]
+        for _, writer in slow:
+            writer.write(b"POST /generate HTTP/1.1\r\nhost: ")
+        assert (await gateway.ask()).status == 200
+        said = [await asyncio.wait_for(reader.read(), ALIVE_S) for reader, _ in slow]
+        assert {one[:12] for one in said} <= {b"", b"HTTP/1.1 408"}
+        for _, writer in slow:
+            await closed(writer)
 
 
 # by the thousand
