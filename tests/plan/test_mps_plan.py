@@ -11,6 +11,7 @@ from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.core.spec import MPS_LABEL
 from vllmdeploy.plan import mps, mps_stop
 from vllmdeploy.plan.mps import FoundMps, MpsWanted
+from vllmdeploy.plan.mps_refusals import refusals
 from vllmdeploy.plan.mps_status import rows
 from vllmdeploy.tools.docker import Container
 from vllmdeploy.tools.mps_found import Client, Daemon, Mps, Server
@@ -64,7 +65,7 @@ def test_a_plan_applied_is_a_plan_without_steps() -> None:
 
 
 def refused(what: MpsWanted, found: FoundMps) -> list[str]:
-    return list(mps.refusals(what, found))
+    return list(refusals(what, found))
 
 
 def test_a_host_is_refused_with_every_reason() -> None:

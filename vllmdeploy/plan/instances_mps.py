@@ -9,7 +9,7 @@ from typing import Any
 from vllmdeploy.core.card import Card
 from vllmdeploy.core.plan import Draft
 from vllmdeploy.core.spec import MpsDoor
-from vllmdeploy.plan import mps, mps_share
+from vllmdeploy.plan import mps, mps_refusals, mps_share
 from vllmdeploy.plan.instances import Slot
 from vllmdeploy.plan.mps import FoundMps, MpsWanted, Scope
 from vllmdeploy.plan.mps_share import Share
@@ -107,7 +107,7 @@ def crowd(
 
 def refusals(crowded: Crowd) -> Iterable[str]:
     """Why these instances cannot share; daemons that run already are as good as new ones."""
-    yield from mps.refusals(crowded.wanted, _tolerant(crowded))
+    yield from mps_refusals.refusals(crowded.wanted, _tolerant(crowded))
     for slot in dict.fromkeys(_first_of_each(crowded.slots)):
         name = crowded.member.name
         share, cards = crowded.share(slot), crowded.cards(slot)

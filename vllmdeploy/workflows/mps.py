@@ -13,6 +13,7 @@ from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan import mps as plan
 from vllmdeploy.plan import mps_stop
 from vllmdeploy.plan.mps import FoundMps, MpsWanted, Per
+from vllmdeploy.plan.mps_refusals import refusals
 from vllmdeploy.plan.mps_share import container_uid
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.tools.mps_found import Daemon, found, saved_modes
@@ -84,7 +85,7 @@ def look_at(
 
 def decide_start(session: Session, options: MpsOptions) -> Plan:
     wanted, hosts = wanted_of(session.settings, options), look(session, options)
-    _refuse(reason for host in hosts for reason in plan.refusals(wanted, host))
+    _refuse(reason for host in hosts for reason in refusals(wanted, host))
     draft = Draft()
     for host in hosts:
         plan.start(draft, wanted, host)
@@ -113,7 +114,7 @@ def decide_restart(session: Session, options: MpsOptions) -> Plan:
     for host in hosts:
         wished = wanted if options.per else replace(wanted, per=_per_now(wanted, host))
         daemons = mps_stop.meant(wished, host)
-        reasons += plan.refusals(wished, _without(host, daemons))
+        reasons += refusals(wished, _without(host, daemons))
         if not options.force:
             group = [one.name for one in mps_stop.members(host)]
             reasons += mps_stop.in_use(host, daemons, besides=group)
