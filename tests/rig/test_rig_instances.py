@@ -35,7 +35,7 @@ class Machine:
     ports: tuple[int, ...]
     api: int
 
-    def runs(self, *words: str, limit_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def runs(self, *words: str, limit_s: float = 900) -> subprocess.CompletedProcess[str]:
         program = str(Path(sys.prefix, "bin/vllmdeploy"))
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
         return subprocess.run(
@@ -107,6 +107,7 @@ def machine(folder: Path, python: Path, models: Path, **keys: str) -> Generator[
     try:
         yield made
     finally:
+        made.runs("unlock", "--yes")  # of a run that was ended for its length
         made.succeeds("down", "--forget", "--yes")
         listed = subprocess.run(("ps", "-eo", "args"), capture_output=True, text=True, check=True)
         assert f"/{made.cluster}/" not in listed.stdout
