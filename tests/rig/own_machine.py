@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.plan.service_builders import CONFIG
 from tests.rig.programs import until
 from tests.support import fake_vllm
+from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
 from vllmdeploy.workflows.demo import MODEL, demo_files, engine_of
 
 CARDS = 2
@@ -75,6 +77,11 @@ class Machine:
             if line.startswith("API key"):
                 self.key = line.split()[-1]
         return done.stdout + done.stderr
+
+    def goes(self) -> None:
+        """Nothing of it stays on this machine."""
+        self.succeeds("down", "--yes", "--forget")
+        shutil.rmtree(Path(SYSTEM_STATE_ROOT, self.cluster))
 
     def asks(self, model: str) -> int:
         """The status of one request, 0 where there was no answer."""

@@ -20,7 +20,7 @@ REQUESTS = 1_000
 def pretended(tmp_path: Path) -> Generator[Machine]:
     machine = own_machine.pretended(tmp_path, "rolling")
     yield machine
-    machine.succeeds("down", "--yes", "--forget")
+    machine.goes()
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def real(tmp_path: Path) -> Generator[Machine]:
     need_engine()
     machine = own_machine.real(tmp_path, claim.WORKTREE, "rollingreal")
     yield machine
-    machine.succeeds("down", "--yes", "--forget")
+    machine.goes()
 
 
 def restarted_under_load(machine: Machine, model: str, clients: int, *flags: str) -> list[int]:
