@@ -23,6 +23,9 @@ from vllmdeploy.wire.head import AnswerHead, Field
 from vllmdeploy.wire.write import written
 
 
+_COPIED_MAX = 64 * 1024
+
+
 class Share:
     """How many calls of one batch each instance has, and which have their fill."""
 
@@ -71,10 +74,14 @@ class Call:
     def request(self) -> Request:
         return self.wish() if self.wish is not None else ANY_REQUEST
 
-    def message(self, instance: Instance) -> bytes:
+    def message(self, instance: Instance) -> tuple[bytes, ...]:
+        """In one piece, unless that would copy a long body."""
         start = _start(instance.upstream.address.prefix + self.path, instance.host, self.fields)
         own = written(instance.authorization) if instance.authorization else b""
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, own, len(self.body), self.body)
+        size = len(self.body)
+        if size > _COPIED_MAX:
+            return b"%b%bcontent-length: %d\r\n\r\n" % (start, own, size), self.body
+        return (b"%b%bcontent-length: %d\r\n\r\n%b" % (start, own, size, self.body),)
 
 
 @lru_cache(maxsize=1024)

@@ -117,7 +117,7 @@ class Dispatcher:
         began = monotonic()
         try:
             connection, head = await instance.pool.ask(
-                call.message(instance), repeatable=call.replayable
+                *call.message(instance), repeatable=call.replayable
             )
         except UpstreamError as error:
             failure = failure_of(error)

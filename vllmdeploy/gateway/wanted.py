@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vllmdeploy.gateway.jsonvalue import Object, as_int, as_list, as_object, loads
-from vllmdeploy.gateway.members import SMALL, elements, members
+from vllmdeploy.gateway.members import SMALL, Span, elements, spans
 from vllmdeploy.gateway.refusal import Refusal
 from vllmdeploy.routing.upstream import PREFIX_LENGTHS, Affinity, Request, affinity_of
 from vllmdeploy.wire.head import RequestHead
@@ -22,6 +22,7 @@ _SMALL_NAMES = (
 # These run templates or load tensors of the caller's choice inside the engine.
 _REFUSED_NAMES = frozenset({"chat_template", "prompt_embeds", "mm_processor_kwargs"})
 _COUNT_NAMES = ("n", "best_of")
+_PROMPT_NAMES = ("prompt", "input", "messages", "prompts")
 _SESSION_FIELD = b"x-session-id"
 _PRIORITY_FIELD = b"x-priority"
 _DEADLINE_FIELD = b"x-deadline-ms"
@@ -138,42 +139,41 @@ def _all_fields(body: bytes) -> Object:
 async def _small_fields(body: bytes) -> Object:
     """Of a long body what is short, and the beginning of its prompt."""
     try:
-        parts = await members(body)
-        found: dict[str, object] = {
-            name: loads(raw)
-            for name, raw in parts.items()
-            if name in _SMALL_NAMES and len(raw) <= SMALL
-        }
-        for name in (*_COUNT_NAMES, "stream"):
-            if len(parts.get(name, b"")) > SMALL:
-                raise Refusal(400, f"{name} is too long")
-        found.update(
-            (name, parts[name] != b"null" or None) for name in _REFUSED_NAMES & parts.keys()
-        )
-        for name in ("prompt", "input", "messages", "prompts"):
-            if name in parts:
-                found[name] = await _beginning(parts[name])
+        found = await _read_spans(body, await spans(body))
     except ValueError as error:
         raise Refusal(400, f"the body is not JSON: {error}") from error
     return found
 
 
-async def _beginning(raw: bytes) -> object:
-    if raw[:1] == b'"':
-        return _start_of_text(raw)
-    if raw[:1] != b"[":
+async def _read_spans(body: bytes, places: Mapping[str, Span]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, (start, end) in places.items():
+        if name in _SMALL_NAMES and end - start <= SMALL:
+            found[name] = loads(body[start:end])
+        elif name in _COUNT_NAMES or name == "stream":
+            raise Refusal(400, f"{name} is too long")
+        elif name in _REFUSED_NAMES:
+            found[name] = body[start : min(end, start + 5)] != b"null" or None
+        elif name in _PROMPT_NAMES:
+            found[name] = await _beginning(body, start, end)
+    return found
+
+
+async def _beginning(body: bytes, start: int, end: int) -> object:
+    if body[start : start + 1] == b'"':
+        return _start_of_text(body[start : min(end, start + SMALL + 1)])
+    if body[start : start + 1] != b"[":
         return None
-    listed: list[object] = []
-    size = 0
-    for one in await elements(raw):
-        if len(one) <= SMALL:
-            listed.append(loads(one))
-        elif one[:1] == b'"':
-            listed.append(_start_of_text(one))
-        size += len(one)
-        if len(one) > SMALL or size > 4 * _PREFIX:
+    raw = body[start:end]
+    whole: list[bytes] = []
+    last: list[object] = []
+    for one in await elements(raw, 2 * _PREFIX):
+        if len(one) > SMALL:
+            last = [_start_of_text(one)] if one[:1] == b'"' else []
             break
-    return listed
+        whole.append(one)
+    # Read in one go: there can be thousands of tokens.
+    return [*(as_list(loads(b"[%b]" % b",".join(whole))) or ()), *last]
 
 
 def _start_of_text(raw: bytes) -> str:

@@ -71,7 +71,7 @@ class UpstreamConnection(asyncio.Protocol):
             and not self._reader.waiting
         )
 
-    async def ask(self, request: bytes) -> AnswerHead:
+    async def ask(self, *request: bytes) -> AnswerHead:
         self._reader.renew()
         self._head = None
         if self._held:
@@ -83,7 +83,8 @@ class UpstreamConnection(asyncio.Protocol):
         now = monotonic()
         self._until = now + self._times.total_s
         self.deadline = now + self._times.first_byte_s
-        self._transport.write(request)
+        for piece in request:
+            self._transport.write(piece)
         await self._wait()
         return self._answer()
 

@@ -39,7 +39,7 @@ class Pool:
         self._closed = False
 
     async def ask(
-        self, request: bytes, *, repeatable: bool = True
+        self, *request: bytes, repeatable: bool = True
     ) -> tuple[UpstreamConnection, AnswerHead]:
         """On a kept connection if it is still good, else on a new one.
 
@@ -51,7 +51,7 @@ class Pool:
         kept = self._take() if repeatable else None
         if kept is not None:
             try:
-                return kept, await kept.ask(request)
+                return kept, await kept.ask(*request)
             except NoAnswer as error:
                 stale = error
         try:
@@ -61,7 +61,7 @@ class Pool:
             if stale is not None:
                 raise stale from error
             raise
-        return connection, await connection.ask(request)
+        return connection, await connection.ask(*request)
 
     def abandon(self, reason: str) -> None:
         """Every request that still waits for the first byte may try elsewhere."""
