@@ -22,7 +22,6 @@ from vllmdeploy.wire.faults import (
 from vllmdeploy.wire.head import AnswerHead, Field
 from vllmdeploy.wire.write import written
 
-
 _COPIED_MAX = 64 * 1024
 
 
