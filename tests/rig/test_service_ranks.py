@@ -130,7 +130,7 @@ def test_a_killed_rank_takes_all_down_and_all_come_back(
     container = next(
         one for name, one in look.containers(rig.hosts[where]).items() if "ray" in name
     )
-    rig.hosts[where].sh(f"docker exec {container.name} kill -KILL {before[where]}")
+    rig.hosts[where].sh(f"docker exec {container.name} sh -c 'kill -KILL {before[where]}'")
     until("no rank is as before", lambda: no_longer(rig, before), limit_s=60)
     until("the API answers again", lambda: answers(rig, key), limit_s=600, every_s=1)
 
