@@ -181,7 +181,7 @@ def background(rig: Rig, folder: Path, name: str) -> Generator[None]:
             yield
         finally:
             process.kill()
-            print(said.read_text())
+            sys.stdout.write(said.read_text())
 
 
 def test_a_flipped_bit_is_found_and_only_that_file_comes_again(rig: Rig, folder: Path) -> None:
