@@ -96,7 +96,7 @@ def test_a_port_that_is_taken_is_refused_with_the_process_that_has_it(bare: Oper
 
 
 def test_an_image_without_ray_is_refused_with_what_to_do(bare: Operator) -> None:
-    bare.writes(EXTRA_DOCKER_ARGS="")
+    bare.writes(EXTRA_DOCKER_ARGS="", EXECUTOR="ray")
     _refused(
         bare.runs("up", "--yes"),
         6,
