@@ -122,7 +122,7 @@ def test_some_of_the_nvidia_cards_for_a_user_that_is_not_root() -> None:
     assert [line.partition(" --")[0] for line in owned[:1]] == [
         "install -d -m 0700 -o 1000 -g 1001"
     ]
-    assert owned[1].endswith("/secrets/ray/ray_token 0600 1000:1001")
+    assert owned[1].endswith("/secrets/ray/ray_token 16 0600 1000:1001")
     assert owned[2] == (
         "install -d -m 0755 -o 1000 -g 1001 -- /var/lib/vllmdeploy/vllm/services"
         " /var/lib/vllmdeploy/vllm/run/vllm-ray-head"
@@ -239,20 +239,22 @@ PROGRAM = (
 
 def test_the_same_node_as_a_process() -> None:
     _, command = created(OUTSIDE, host(gpus=(1,)), AsProcess(PYTHON))
-    run, program = command.argv[-2:]
+    run, size, program = command.argv[-3:]
     assert run == "/var/lib/vllmdeploy/vllm/run/vllm-ray-head"
+    assert command.stdin is not None
+    assert size == str(len(command.stdin))
     assert program == (
         f"exec env PYTHONPATH=/var/lib/vllmdeploy/vllm/pkg/abcdef123456/vllmdeploy.zip {PROGRAM}\n"
     )
-    assert command.stdin is not None
     assert b'"vllmdeploy.cards": "1"' in command.stdin
 
 
 def test_the_same_node_as_a_unit() -> None:
     _, command = created(OUTSIDE, host(gpus=(1,)), InSystemd(PYTHON))
     unit = "vllmdeploy-vllm-ray-head.service"
-    assert command.argv[-2:] == (f"/etc/systemd/system/{unit}", unit)
     assert command.stdin is not None
+    size = str(len(command.stdin))
+    assert command.argv[-3:] == (f"/etc/systemd/system/{unit}", size, unit)
     text = command.stdin.decode()
     assert "RAY_AUTH_MODE=disabled" in text
     assert f"{PYTHON}" in text

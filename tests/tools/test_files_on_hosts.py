@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     result = HERE.run(files.write(str(path), b"new", owner="no-such-user:x"))
     assert result.status == 1
     assert path.read_bytes() == b"old"
+
+
+def test_half_a_content_is_no_file(tmp_path: Path) -> None:
+    """Who dies while it writes to a pipe closes it: its reader sees an end like any other."""
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    result = HERE.run(replace(files.write(str(path), b"new content"), stdin=b"new "))
+    assert (result.status, result.stderr) == (1, "cut short on its way\n")
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["f"]
 
 
 def test_folders_are_made_once_and_again(tmp_path: Path) -> None:

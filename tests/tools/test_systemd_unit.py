@@ -113,6 +113,7 @@ def test_install_writes_the_unit_and_starts_it_now_and_at_boot() -> None:
     assert command.argv[3:] == (
         "sh",
         "/etc/systemd/system/vllmdeploy-vllm-ray-head.service",
+        str(len(systemd.text(SPEC).encode())),
         "vllmdeploy-vllm-ray-head.service",
     )
     assert command.stdin == TEXT.encode()

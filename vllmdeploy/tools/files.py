@@ -7,19 +7,26 @@ import hashlib
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
 
+# stdin ends too when the one who writes to it dies: only the count of bytes tells half a file from
+# a whole one. `$1` is the file, `$2` the bytes that are to come.
+TAKE_WHOLE = (
+    '{ cat > "$1.new" && { [ "$(wc -c < "$1.new")" -eq "$2" ]'
+    """ || { rm -f "$1.new"; echo 'cut short on its way' >&2; false; }; }; }"""
+)
 # A new name in the same folder, then a rename: a crash leaves the old file or the new one.
 _WRITE = (
     # Where root's umask is strict, a container's user could not enter the folder.
-    '(umask 022 && mkdir -p "${1%/*}") && umask 077 && cat > "$1.new"'
-    ' && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
+    '(umask 022 && mkdir -p "${1%/*}") && umask 077'
+    f' && {TAKE_WHOLE} && chmod "$3" "$1.new" && mv -f "$1.new" "$1"'
 )
-_WRITE_OWNED = _WRITE.replace("mv -f", 'chown "$3" "$1.new" && mv -f')
+_WRITE_OWNED = _WRITE.replace("mv -f", 'chown "$4" "$1.new" && mv -f')
 
 
 def write(path: str, content: bytes, *, mode: str = "0644", owner: str = "") -> Command:
     """The content travels on stdin; `owner` is `uid:gid`."""
     text, extra = (_WRITE_OWNED, (owner,)) if owner else (_WRITE, ())
-    return script(text, path, mode, *extra, stdin=content, root=True).within(120)
+    size = str(len(content))
+    return script(text, path, size, mode, *extra, stdin=content, root=True).within(120)
 
 
 def folders(*paths: str, mode: str = "0755", owner: str = "") -> Command:

@@ -113,6 +113,7 @@ if [ -L "$1/.incoming" ] || [ -L "$incoming" ]; then echo "$incoming is a link" 
 rm -rf "$incoming/.cache" "$incoming/.vllmdeploy"
 mkdir "$incoming/.vllmdeploy"
 cat > "$incoming/.vllmdeploy/MANIFEST.json"
+[ "$(wc -c < "$incoming/.vllmdeploy/MANIFEST.json")" -eq "$3" ]
 chmod -R u+rwX,go+rX "$incoming"
 sync -f "$incoming" 2>/dev/null || sync
 mv "$incoming" "$1/$2"
@@ -141,7 +142,8 @@ sync -f "$meta" 2>/dev/null || sync
 
 def publish(place: ModelPlace, manifest: Manifest) -> Command:
     """From the incoming folder, whose files have been verified, to the model's own name."""
-    text = script(_PUBLISH, place.root, place.name, stdin=manifest.text, root=True)
+    size = str(len(manifest.text))
+    text = script(_PUBLISH, place.root, place.name, size, stdin=manifest.text, root=True)
     return text.within(1800)
 
 
@@ -156,6 +158,7 @@ _WRITE_MANIFEST = (
 mkdir -p "$meta"
 rm -f "$meta/READY"
 cat > "$meta/MANIFEST.new"
+[ "$(wc -c < "$meta/MANIFEST.new")" -eq "$3" ]
 mv -f "$meta/MANIFEST.new" "$meta/MANIFEST.json"
 """
 )
@@ -163,7 +166,8 @@ mv -f "$meta/MANIFEST.new" "$meta/MANIFEST.json"
 
 def write_manifest(place: ModelPlace, manifest: Manifest) -> Command:
     """For a folder that somebody put there by hand, or one that was repaired in place."""
-    text = script(_WRITE_MANIFEST, place.root, place.name, stdin=manifest.text, root=True)
+    size = str(len(manifest.text))
+    text = script(_WRITE_MANIFEST, place.root, place.name, size, stdin=manifest.text, root=True)
     return text.within(120)
 
 

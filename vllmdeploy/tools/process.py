@@ -57,7 +57,8 @@ done
 _MAKE = (
     r"""
 umask 077
-mkdir -p "$1" && cat > "$1/node.json.new" && printf '%s' "$2" > "$1/start.sh.new" \
+mkdir -p "$1" && cat > "$1/node.json.new" && printf '%s' "$3" > "$1/start.sh.new" \
+  && [ "$(wc -c < "$1/node.json.new")" -eq "$2" ] \
   && mv -f "$1/start.sh.new" "$1/start.sh" && mv -f "$1/node.json.new" "$1/node.json" || exit 1
 """
     + _START
@@ -149,7 +150,9 @@ def make(spec: DetachedSpec) -> Command:
     document = json.dumps({"labels": dict(spec.labels), "argv": list(spec.argv)}, indent=1)
     words = (*(f"{name}={value}" for name, value in spec.environment.items()), *spec.argv)
     launch = f"exec env {shlex.join(words)}\n"
-    return script(_MAKE, spec.run, launch, stdin=document.encode(), root=True).within(60)
+    content = document.encode()
+    made = script(_MAKE, spec.run, str(len(content)), launch, stdin=content, root=True)
+    return made.within(60)
 
 
 def start(run: str) -> Command:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
+from vllmdeploy.tools import files
 
 UNIT_FOLDER = "/etc/systemd/system"
 PREFIX = "vllmdeploy-"
@@ -117,9 +118,9 @@ def command(argv: Iterable[str]) -> str:
     return " ".join(quote(word).replace("$", "$$") for word in argv)
 
 
-_MAKE = """
-cat > "$1.new" && chmod 0644 "$1.new" && mv -f "$1.new" "$1" \\
-  && systemctl daemon-reload && systemctl enable --quiet -- "$2" && systemctl restart -- "$2"
+_MAKE = f"""
+{files.TAKE_WHOLE} && chmod 0644 "$1.new" && mv -f "$1.new" "$1" \\
+  && systemctl daemon-reload && systemctl enable --quiet -- "$3" && systemctl restart -- "$3"
 """
 
 _REMOVE = """
@@ -147,7 +148,9 @@ def make(spec: UnitSpec) -> Command:
     unit = unit_name(spec.name)
     path = f"{UNIT_FOLDER}/{unit}"
     limit_s = spec.stop_s + 60.0
-    return script(_MAKE, path, unit, stdin=text(spec).encode(), root=True).within(limit_s)
+    content = text(spec).encode()
+    made = script(_MAKE, path, str(len(content)), unit, stdin=content, root=True)
+    return made.within(limit_s)
 
 
 def start(name: str) -> Command:
