@@ -126,6 +126,16 @@ def test_a_folders_names_are_listed(tmp_path: Path) -> None:
     assert fact.parse(run(fact.command)) == ("abc", "def")
 
 
+def test_a_folder_without_its_file_is_told_from_one_that_has_it(tmp_path: Path) -> None:
+    for name in ("abc", "def"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "abc" / "package.zip").write_bytes(b"x")
+    fact = files.holding(str(tmp_path), "package.zip")
+    assert fact.parse(run(fact.command)) == ("abc", "def?")
+    nowhere = files.holding(str(tmp_path / "no"), "package.zip")
+    assert nowhere.parse(run(nowhere.command)) == ()
+
+
 @given(st.text())
 def test_no_text_ends_the_reading(text: str) -> None:
     files.digests("/x").parse(Result(0, text))

@@ -10,6 +10,7 @@ from vllmdeploy.accelerators import registry
 from vllmdeploy.core.card import CardReport
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.host import Host
+from vllmdeploy.core.layout import PACKAGE_FILE
 from vllmdeploy.effects.ask import ask, ask_one, decided
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
@@ -104,7 +105,7 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     questions.add("image", images.image(image), wanted=in_docker and bool(image))
     questions.add("listeners", system.LISTENERS, wanted=looking.for_plan)
     questions.add("firewall", system.FIREWALL, wanted=looking.for_plan)
-    questions.add("packages", files.listing(layout.packages))
+    questions.add("packages", files.holding(layout.packages, PACKAGE_FILE))
     questions.add("sync", files.listing(layout.sync))
     questions.add("secrets", files.digests(layout.secrets), wanted=looking.for_plan)
     said = questions.asked(shell, found.access)

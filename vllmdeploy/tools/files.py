@@ -81,3 +81,25 @@ def listing(folder: str) -> Fact[tuple[str, ...]]:
         command=script('ls -1 "$1" 2>/dev/null || exit 0', folder, root=True).within(20),
         parse=lambda result: tuple(result.stdout.split()),
     )
+
+
+_HOLDING = """
+cd "$1" 2>/dev/null || exit 0
+for name in *; do
+  if [ -f "$name/$2" ]; then printf '%s\\n' "$name"
+  elif [ -e "$name" ]; then printf '%s?\\n' "$name"
+  fi
+done
+"""
+
+
+def holding(folder: str, file: str) -> Fact[tuple[str, ...]]:
+    """What is in a folder: a folder's name where this file is in it, with a `?` behind where not.
+
+    Who was interrupted may have made the folder and not the file.
+    """
+    return Fact(
+        name=f"folders in {folder}",
+        command=script(_HOLDING, folder, file, root=True).within(20),
+        parse=lambda result: tuple(result.stdout.split()),
+    )
