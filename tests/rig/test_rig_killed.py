@@ -97,7 +97,8 @@ def test_up_that_was_killed_again_and_again_converges_and_down_leaves_nothing(
     _in_the_way(fleet)
     for step in steps[1:]:
         fleet.down()
-        _kill(fleet, step)
+        # What `down` keeps makes the next plan shorter.
+        _kill(fleet, min(step, len(_steps(fleet)) - 2))
         fleet.succeeds("unlock", "--yes")
     _converges(fleet, before)
 

@@ -11,6 +11,7 @@ from enum import Enum
 
 from vllmdeploy.core.command import Result, check
 from vllmdeploy.core.plan import Plan, Run, Step, Wait
+from vllmdeploy.effects.fanout import taken
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import NotHealthy, VllmdeployError
 
@@ -82,7 +83,7 @@ def execute(
             if waiting and not running and len(done) == settled:
                 raise ValueError(f"these steps need each other: {[step.key for step in waiting]}")
             if running:
-                outcome = finished.get()
+                outcome = taken(finished)
                 if isinstance(outcome, BaseException):
                     raise outcome
                 running -= 1

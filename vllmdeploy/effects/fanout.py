@@ -12,6 +12,8 @@ from vllmdeploy.errors import VllmdeployError
 T = TypeVar("T")
 R = TypeVar("R")
 
+_LOOK_UP_S = 0.5
+
 
 def each(
     items: Sequence[T], work: Callable[[T], R], *, at_once: int = 32
@@ -65,8 +67,18 @@ def _collected(
 ) -> list[R | VllmdeployError]:
     answers: dict[int, R | VllmdeployError] = {}
     while len(answers) < count:
-        position, answer = done.get()
+        position, answer = taken(done)
         if isinstance(answer, _Bug):
             raise answer.error
         answers[position] = answer
     return [answers[position] for position in range(count)]
+
+
+def taken(news: queue.SimpleQueue[T]) -> T:
+    """The next of the news. It looks up now and then: a Ctrl-C in the very moment before a wait
+    begins would otherwise be heard only with the news."""
+    while True:
+        try:
+            return news.get(timeout=_LOOK_UP_S)
+        except queue.Empty:
+            continue
