@@ -11,8 +11,9 @@ from vllmdeploy.core.host import Host
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.shell import Feed, OnLine, Take
-from vllmdeploy.effects.transfer import Distribution, Prepared, Work
+from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, SyncEvent
+from vllmdeploy.effects.transfer_hosts import Prepared, Work
 from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import HostUnreachable, NotHealthy
 from vllmdeploy.plan.transfer_keys import Member

@@ -17,7 +17,7 @@ from vllmdeploy.plan.image_push import (
     spared_pieces,
     stand,
 )
-from vllmdeploy.plan.transfer import Piece
+from vllmdeploy.plan.transfer_pieces import Piece
 from vllmdeploy.tools.images import Image, Store
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.plan.transfer_fluid import Fluid, pieces
-from vllmdeploy.plan.transfer import Swarm, Transfer
+from vllmdeploy.plan.transfer import Swarm
+from vllmdeploy.plan.transfer_pieces import Transfer
 
 MiB = 1024 * 1024
 LINE = 12.5e6  # 100 Mbit/s

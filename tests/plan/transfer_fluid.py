@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllmdeploy.plan.transfer import Piece, Swarm, Transfer
+from vllmdeploy.plan.transfer import Swarm
+from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 
 
 @dataclass(slots=True)

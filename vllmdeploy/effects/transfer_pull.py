@@ -10,8 +10,8 @@ from vllmdeploy.core.command import Result, check
 from vllmdeploy.effects.shell import Shell, Streaming
 from vllmdeploy.effects.transfer_pipe import through
 from vllmdeploy.errors import CommandFailed, VllmdeployError
-from vllmdeploy.plan.transfer import Piece, Transfer
 from vllmdeploy.plan.transfer_keys import Member
+from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 from vllmdeploy.tools import model_files, rsync, sync_keys
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from vllmdeploy.plan.transfer import Piece
+from vllmdeploy.plan.transfer_pieces import Piece
 from vllmdeploy.tools import image_archive
 from vllmdeploy.tools.images import Image, Store
 from vllmdeploy.tools.manifest import Manifest, ModelFile

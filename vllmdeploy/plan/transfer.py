@@ -9,37 +9,13 @@ from itertools import count
 
 from vllmdeploy.plan.transfer_books import Books
 from vllmdeploy.plan.transfer_peers import IDLE_WEIGHT, Pace, Peer
+from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 
 # One stream leaves a line idle while the next one starts; two share it and never both start.
 LANES = 2
 _RELAYS = 4
 _RETRY_FIRST_S, _RETRY_MOST_S = 1.0, 30.0
 _STRIKES_OUT = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What moves in one go: a file, or many small ones. `number` is its place, biggest first."""
-
-    number: int
-    size: int
-    paths: tuple[str, ...] = ()
-
-    @property
-    def bit(self) -> int:
-        return 1 << self.number
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """`relayed`: through the control machine, because these two cannot do it alone."""
-
-    number: int
-    piece: Piece
-    source: str
-    target: str
-    since: float
-    relayed: bool = False
 
 
 @dataclass(slots=True)
@@ -179,7 +155,7 @@ class Swarm:
 
     def next(self, now: float) -> tuple[Transfer, ...]:
         """The transfers to start now; they count as running from here on."""
-        books = Books(self, now)
+        books = self._books(now)
         started: list[Transfer] = []
         waiting = [(books.rank(s, t), s, t) for s in books.sources for t in books.targets]
         heap = [(rank, s, t) for rank, s, t in waiting if rank is not None]
@@ -198,6 +174,21 @@ class Swarm:
             if again is not None:
                 heapq.heappush(heap, (again, source, target))
         return tuple(started)
+
+    def _books(self, now: float) -> Books:
+        return Books(
+            self.peers,
+            (
+                (one.transfer, self._weight(one, now))
+                for one in self._running.values()
+                if one.moving
+            ),
+            now=now,
+            everything=self.everything,
+            lanes=self.lanes,
+            relays=self.relays,
+            barred=lambda source, target: self._barred.get((source, target), (0.0, 0))[0] > now,
+        )
 
     def _start(self, books: Books, source: str, target: str, number: int, now: float) -> Transfer:
         piece = self.pieces[number]
@@ -221,19 +212,10 @@ class Swarm:
         ]
         return min(moments, default=None)
 
-    def weights(self, now: float) -> list[tuple[Transfer, float]]:
-        """How much of a lane every transfer takes that still moves bytes."""
-        return [
-            (one.transfer, self._weight(one, now)) for one in self._running.values() if one.moving
-        ]
-
     def _weight(self, one: _Running, now: float) -> float:
         transfer = one.transfer
         doubts = self.pace.doubts(transfer.piece.size, transfer.since, one.heard)
         return IDLE_WEIGHT if now >= min(doubts) else 1.0
-
-    def barred(self, source: str, target: str, now: float) -> bool:
-        return self._barred.get((source, target), (0.0, 0))[0] > now
 
 
 def _bits(numbers: Iterable[int]) -> int:

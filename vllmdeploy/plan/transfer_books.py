@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 from vllmdeploy.plan.transfer_peers import Peer
-
-if TYPE_CHECKING:
-    from vllmdeploy.plan.transfer import Swarm, Transfer
+from vllmdeploy.plan.transfer_pieces import Transfer
 
 # Streams at one end, counting those that are too slow to fill their lane.
 _MOST_STREAMS = 6
@@ -17,20 +14,36 @@ Rank = tuple[int, float, int, int, int, float, int]
 
 
 class Books:
-    """Loads and rarities at one moment, kept right while transfers are handed out."""
+    """Loads and rarities at one moment, kept right while transfers are handed out.
 
-    def __init__(self, swarm: Swarm, now: float) -> None:
-        self._swarm, self._now = swarm, now
+    `running`: how much of a lane each transfer takes. `relays`: how many at once may go through
+    the control machine. `barred`: whether this source and this target are kept apart for now.
+    """
+
+    def __init__(
+        self,
+        peers: Mapping[str, Peer],
+        running: Iterable[tuple[Transfer, float]],
+        *,
+        now: float,
+        everything: int,
+        lanes: int,
+        relays: int,
+        barred: Callable[[str, str], bool],
+    ) -> None:
+        self._peers, self._barred = peers, barred
+        self._now, self._everything = now, everything
+        self._lanes, self._most_relays = lanes, relays
         self._up: dict[str, float] = {}
         self._down: dict[str, float] = {}
         self._streams: dict[tuple[str, str], int] = {}
         self._doubts: dict[str, int] = {}
         self._relays = 0
-        for transfer, weight in swarm.weights(now):
+        for transfer, weight in running:
             self._book(transfer, weight)
-        self._copies: dict[int, int] = _copies(swarm.peers)
-        self.targets = [peer.name for peer in swarm.peers.values() if self._may_receive(peer)]
-        self.sources = [peer.name for peer in swarm.peers.values() if self._may_send(peer)]
+        self._copies: dict[int, int] = _copies(peers)
+        self.targets = [peer.name for peer in peers.values() if self._may_receive(peer)]
+        self.sources = [peer.name for peer in peers.values() if self._may_send(peer)]
 
     def _book(self, transfer: Transfer, weight: float) -> None:
         source, target = transfer.source, transfer.target
@@ -45,10 +58,10 @@ class Books:
 
     def started(self, transfer: Transfer) -> None:
         self._book(transfer, 1.0)
-        self._copies = _copies(self._swarm.peers)
+        self._copies = _copies(self._peers)
 
     def _may_receive(self, peer: Peer) -> bool:
-        missing = peer.wants(self._swarm.everything)
+        missing = peer.wants(self._everything)
         ready = peer.receives and self._now >= peer.rests_until
         return ready and bool(missing) and self._free("down", peer.name)
 
@@ -60,17 +73,16 @@ class Books:
         load = (self._up if way == "up" else self._down).get(name, 0.0)
         if self._streams.get((way, name), 0) >= _MOST_STREAMS:
             return False
-        return load + 0.5 < self._swarm.lanes
+        return load + 0.5 < self._lanes
 
     def rank(self, source: str, target: str) -> Rank | None:
         """What speaks for this pair, the least first, with the piece at its end."""
-        swarm = self._swarm
-        giver, taker = swarm.peers[source], swarm.peers[target]
+        giver, taker = self._peers[source], self._peers[target]
         if source == target or not self._free("up", source) or not self._free("down", target):
             return None
-        if swarm.barred(source, target, self._now):
+        if self._barred(source, target):
             return None
-        if not (giver.direct and taker.direct) and self._relays >= swarm.relays:
+        if not (giver.direct and taker.direct) and self._relays >= self._most_relays:
             return None
         useful = taker.wants(giver.has)
         for copies, bits in sorted(self._copies.items()):
@@ -93,7 +105,7 @@ class Books:
             lowest = bits & -bits
             if not any(
                 other.has & lowest and other.serves and other.much_faster_than(giver)
-                for other in self._swarm.peers.values()
+                for other in self._peers.values()
             ):
                 return lowest.bit_length() - 1
             bits ^= lowest

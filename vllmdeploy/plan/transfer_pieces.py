@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from vllmdeploy.plan.transfer import Piece
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 
 # Small files move together until they are worth a transfer of their own, but in as many pieces as
@@ -12,6 +12,31 @@ from vllmdeploy.tools.manifest import Manifest, ModelFile
 _LEAST_BYTES, _MOST_BYTES = 1024 * 1024, 32 * 1024 * 1024
 _PIECES = 64
 _TOGETHER_FILES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What moves in one go: a file, or many small ones. `number` is its place, biggest first."""
+
+    number: int
+    size: int
+    paths: tuple[str, ...] = ()
+
+    @property
+    def bit(self) -> int:
+        return 1 << self.number
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """`relayed`: through the control machine, because these two cannot do it alone."""
+
+    number: int
+    piece: Piece
+    source: str
+    target: str
+    since: float
+    relayed: bool = False
 
 
 def pieces_of(manifest: Manifest) -> tuple[Piece, ...]:

@@ -11,11 +11,11 @@ from typing import Any, cast
 from vllmdeploy.core.command import Command, Result, check
 from vllmdeploy.core.reading import json_object
 from vllmdeploy.effects.ask import ask_one
-from vllmdeploy.effects.transfer import Prepared
+from vllmdeploy.effects.transfer_hosts import Prepared
 from vllmdeploy.effects.transfer_pull import DiskFull, Freight, Party
 from vllmdeploy.errors import CommandFailed, PreflightRefused
 from vllmdeploy.plan.image_push import Standing, Wanted, layer_sizes, manifest, spared_pieces
-from vllmdeploy.plan.transfer import Piece
+from vllmdeploy.plan.transfer_pieces import Piece
 from vllmdeploy.tools import files, image_archive, images, model_files, rsync
 from vllmdeploy.tools.image_archive import Exported
 from vllmdeploy.tools.manifest import Manifest

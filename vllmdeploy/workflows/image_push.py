@@ -11,8 +11,9 @@ from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.effects.ask import ask
 from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
-from vllmdeploy.effects.transfer import Distribution, Work
+from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
+from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.effects.transfer_pull import DiskFull, Freight, HostShell, Party
 from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.image_push import Standing, Wanted, source_of, stand

@@ -16,8 +16,9 @@ from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
-from vllmdeploy.effects.transfer import Distribution, Work
+from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
+from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.effects.transfer_pull import Freight, HostShell, Party
 from vllmdeploy.errors import CommandFailed, Locked, VllmdeployError
 from vllmdeploy.plan.network import AUTO

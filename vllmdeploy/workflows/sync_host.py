@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from vllmdeploy.core.command import Command, Result, check
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask_one
-from vllmdeploy.effects.transfer import Prepared
+from vllmdeploy.effects.transfer_hosts import Prepared
 from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import PreflightRefused
-from vllmdeploy.plan.transfer import Piece
-from vllmdeploy.plan.transfer_pieces import held
+from vllmdeploy.plan.transfer_pieces import Piece, held
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
 from vllmdeploy.tools import model_files, rsync
 from vllmdeploy.tools.model_files_found import FoundStore
