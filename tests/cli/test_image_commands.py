@@ -61,6 +61,13 @@ esac
     )
 
 
+def audit(fleet: ScriptedFleet) -> list[dict[str, object]]:
+    """What the head's log has; empty where it has none."""
+    log = fleet["gpu-01"].state / "audit.log"
+    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def changes(host: ScriptedHost) -> list[str]:
     return [line for line in host.changes if not line.startswith("docker info")]
 
@@ -117,6 +124,7 @@ def test_what_is_everywhere_is_not_moved(fleet: ScriptedFleet, run: Run) -> None
     said = run("push", "--yes")
     assert (said.code, said.err.splitlines()[-1]) == (0, "vllm:1 is on 2 hosts (0 B received)")
     assert changes(fleet["gpu-02"]) == []
+    assert audit(fleet) == []
 
 
 def test_a_host_that_has_it_under_another_name_gets_the_name(
@@ -131,6 +139,8 @@ def test_a_host_that_has_it_under_another_name_gets_the_name(
     document = json.loads(said.out)
     assert (document["from"], document["done"]) == ("gpu-01", ["gpu-02"])
     assert f"docker tag {CONFIG} vllm:1 " in fleet["gpu-02"].docker
+    (line,) = audit(fleet)
+    assert (line["what"], line["done"], line["failed"]) == ("image push vllm:1", 1, 0)
 
 
 def test_a_dry_run_shows_how_the_layers_that_are_lacking_would_come(

@@ -11,7 +11,7 @@ import pytest
 from vllmdeploy.core.command import Command
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.core.plan import Run, Step
-from vllmdeploy.effects.audit import record
+from vllmdeploy.effects.audit import Tally, record
 from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.effects.local import LocalShell
 from vllmdeploy.errors import CommandFailed
@@ -30,7 +30,8 @@ def outcome(kind: Outcome, error: CommandFailed | None = None) -> StepOutcome:
 
 def test_every_run_is_a_line_of_json_with_the_heads_time(tmp_path: Path) -> None:
     error = CommandFailed("a", "x", 1, 'it\'s "broken" %s \\n $(touch ran)\nlast')
-    record(HERE, access(tmp_path), "up", (outcome(Outcome.DONE), outcome(Outcome.FAILED, error)))
+    outcomes = (outcome(Outcome.DONE), outcome(Outcome.FAILED, error))
+    record(HERE, access(tmp_path), "up", Tally.of_steps(outcomes))
     record(HERE, access(tmp_path), "worker $(touch ran) '%s'", None)
     first, second = map(json.loads, (tmp_path / "audit.log").read_text("utf-8").splitlines())
     assert first["at"].endswith("Z")
@@ -42,4 +43,4 @@ def test_every_run_is_a_line_of_json_with_the_heads_time(tmp_path: Path) -> None
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match="writing the audit log"):
-        record(HERE, access(tmp_path / "not there"), "up", ())
+        record(HERE, access(tmp_path / "not there"), "up", Tally())

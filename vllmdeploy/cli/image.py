@@ -87,7 +87,7 @@ def push(
 
 def _bring(here: World, session: Session, job: Job, name: str, stop: Stop, *, yes: bool) -> None:
     from vllmdeploy.cli.model_sync import shown
-    from vllmdeploy.workflows import image_push
+    from vllmdeploy.workflows import cluster, image_push
 
     decided = image_push.decide(session, job)
     for note in decided.notes:
@@ -96,11 +96,20 @@ def _bring(here: World, session: Session, job: Job, name: str, stop: Stop, *, ye
         for step in decided:
             output.say(output.step_line(step))
         output.confirm(f"Bring {name} to {len(job.targets)} hosts?", yes=yes)
+    if not decided.steps and not job.refused:
+        return _conclude(here, job, name, image_push.Pushed(done=()))
     with shown(name) as on_event:
-        pushed = image_push.carry_out(
-            session, job, lambda event: None, on_event, stop, say=output.say
+        pushed, unrecorded = cluster.recorded(
+            session,
+            f"image push {name}",
+            lambda: image_push.carry_out(
+                session, job, lambda event: None, on_event, stop, say=output.say
+            ),
+            tally=image_push.Pushed.tally,
         )
-    _conclude(here, job, name, pushed)
+    if unrecorded:
+        output.say(f"note: not in the audit log: {unrecorded.message}")
+    return _conclude(here, job, name, pushed)
 
 
 def _conclude(here: World, job: Job, name: str, pushed: Pushed) -> None:

@@ -47,7 +47,8 @@ def build(
 
     Example: vllmdeploy image build vllm/vllm-openai:v0.33.0 --wheels ./wheels
     """
-    from vllmdeploy.workflows import image_build
+    from vllmdeploy.effects.audit import Tally
+    from vllmdeploy.workflows import cluster, image_build
 
     here = world(context)
     options = image_build.Options(
@@ -66,8 +67,15 @@ def build(
         output.confirm(f"Build on {job.host.name}?", yes=yes)
         job = image_build.pulled(session, job)
         output.say(f"{job.host.name}: building, which takes some minutes")
-        made = image_build.carry_out(session, job)
-        name = job.build.tag if job.build else made.id
+        name = job.build.tag if job.build else job.reference
+        made, unrecorded = cluster.recorded(
+            session,
+            f"image build {name} on {job.host.name}",
+            lambda: image_build.carry_out(session, job),
+            tally=lambda _: Tally(done=1),
+        )
+        if unrecorded:
+            output.say(f"note: not in the audit log: {unrecorded.message}")
         if here.json:
             labels = dict(made.labels)
             output.document({"image": name, "id": made.id, "host": job.host.name, "labels": labels})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vllmdeploy.accelerators import registry
 from vllmdeploy.core.command import check
 from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.effects import lock
 from vllmdeploy.effects.ask import ask_access
-from vllmdeploy.effects.audit import record
+from vllmdeploy.effects.audit import Tally, record
 from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, execute
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.down import plan_down
@@ -22,6 +23,8 @@ from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.up import Payload, plan_pulls, plan_up
 from vllmdeploy.tools import access, files
 from vllmdeploy.workflows.session import Session
+
+T = TypeVar("T")
 
 _TOKEN_BYTES = 32
 
@@ -138,19 +141,32 @@ class Applied:
 
 def apply(session: Session, plan: Plan, what: str, on_event: OnEvent, stop: Stop) -> Applied:
     """Carry the plan out; one line in the head's audit log says what came of it."""
+    outcomes, unrecorded = recorded(
+        session,
+        what,
+        lambda: execute(plan, session.shells, on_event, stop=stop),
+        tally=Tally.of_steps,
+    )
+    return Applied(outcomes, unrecorded)
+
+
+def recorded(
+    session: Session, what: str, work: Callable[[], T], *, tally: Callable[[T], Tally]
+) -> tuple[T, VllmdeployError | None]:
+    """What came of the work, and why the head's audit log has no line about it, if so."""
     try:
-        outcomes = execute(plan, session.shells, on_event, stop=stop)
+        result = work()
     except BaseException:
         # What ended it is what has to be told, even if the head is out of reach by now.
         with suppress(VllmdeployError):
             _record(session, what, None)
         raise
     try:
-        _record(session, what, outcomes)
+        _record(session, what, tally(result))
     except VllmdeployError as error:
-        return Applied(outcomes, error)
-    return Applied(outcomes)
+        return result, error
+    return result, None
 
 
-def _record(session: Session, what: str, outcomes: Sequence[StepOutcome] | None) -> None:
-    record(session.shells[session.lead.name], head_access(session), what, outcomes)
+def _record(session: Session, what: str, tally: Tally | None) -> None:
+    record(session.shells[session.lead.name], head_access(session), what, tally)

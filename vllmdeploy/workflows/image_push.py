@@ -9,6 +9,7 @@ from typing import cast
 from vllmdeploy.core.command import Command
 from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.effects.ask import ask
+from vllmdeploy.effects.audit import Tally
 from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.transfer import Distribution
@@ -55,6 +56,9 @@ class Pushed:
     failed: Mapping[str, VllmdeployError] = field(default_factory=dict[str, VllmdeployError])
     wire: int = 0
     digest: str = ""
+
+    def tally(self) -> Tally:
+        return Tally.of_hosts(done=len(self.done), failed=self.failed.values())
 
 
 def look_at(session: Session, reference: str, to: Sequence[str], *, interface: str) -> Job:
