@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmdeploy.batch.charts import Bar, bars, seconds, short
+from vllmdeploy.batch.charts import Bar, bars, counted, round_up, seconds, short
 from vllmdeploy.batch.entries import Head
 from vllmdeploy.batch.report import render
 from vllmdeploy.batch.stats import Histogram, Stats, Timeline
@@ -143,8 +143,30 @@ def test_durations(value: float, text: str) -> None:
     assert seconds(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (2925, "2,925"), (999_999, "999,999"), (1_234_567, "1.23M")]
+)
+def test_counts_are_exact_where_they_can_be_read(value: int, text: str) -> None:
+    assert counted(value) == text
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"),
+    [(0, 1), (0.03, 0.03), (1, 1), (7.1, 8), (40.5, 50), (731, 800), (8970, 10_000), (1e6, 1e6)],
+)
+def test_an_axis_ends_at_a_round_number(highest: float, top: float) -> None:
+    assert round_up(highest) == pytest.approx(top)
+
+
+@pytest.mark.parametrize("exponent", range(-9, 15))
+def test_no_bar_is_higher_than_its_axis(exponent: int) -> None:
+    for digits in range(100, 1000, 7):
+        highest = digits * 10.0**exponent
+        assert round_up(highest) >= highest * (1 - 1e-8)
+
+
 def test_a_chart_is_svg_with_its_words_escaped() -> None:
-    chart = bars([Bar(1, "<b>"), Bar(0, "&")], ["a<", "b"], title='"', unit="/s")
+    chart = bars([Bar(1, "<b>"), Bar(0, "&")], ["a<", "b"], title='"')
     assert "<b>" not in chart
     assert chart.count("<rect") == 2
     assert "<title>&lt;b&gt;</title>" in chart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 _WIDTH = 420  # about a phone: text then keeps its size there
 _HEIGHT = 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 6, 10, 28
+_ROUND = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)  # halves of these are round as well
 
 
 class Bar(NamedTuple):
@@ -18,13 +20,13 @@ class Bar(NamedTuple):
     label: str
 
 
-def bars(values: Sequence[Bar], ticks: Sequence[str], *, title: str, unit: str) -> str:
+def bars(values: Sequence[Bar], ticks: Sequence[str], *, title: str) -> str:
     """`ticks` are spread evenly under the bars, from the left end to the right."""
-    highest = max((value.height for value in values), default=0.0) or 1.0
+    top = round_up(max((value.height for value in values), default=0.0))
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(values))
-    shapes = [_grid(highest, unit)]
+    shapes = [_grid(top)]
     for index, value in enumerate(values):
-        tall = (_HEIGHT - _TOP - _BOTTOM) * value.height / highest
+        tall = (_HEIGHT - _TOP - _BOTTOM) * value.height / top
         shapes.append(
             f'<rect class="bar" x="{_LEFT + index * step:.1f}" y="{_HEIGHT - _BOTTOM - tall:.1f}" '
             f'width="{max(0.5, step - min(2.0, step / 5)):.1f}" height="{tall:.1f}">'
@@ -37,14 +39,22 @@ def bars(values: Sequence[Bar], ticks: Sequence[str], *, title: str, unit: str) 
     )
 
 
-def _grid(highest: float, unit: str) -> str:
+def round_up(highest: float) -> float:
+    """The top of an axis that reaches `highest`: a number people have names for."""
+    if highest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(highest))
+    return next(step * power for step in _ROUND if highest <= step * power * (1 + 1e-9))
+
+
+def _grid(top: float) -> str:
     lines: list[str] = []
     for share in (0.0, 0.5, 1.0):
         y = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
-        text = short(highest * share) + (unit if share == 1.0 else "")
+        value = escape(short(top * share))
         lines.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
         )
     return "".join(lines)
 
@@ -67,6 +77,11 @@ def short(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def counted(value: int) -> str:
+    """Exact for as long as a person reads it at a glance."""
+    return f"{value:,}" if value < 1_000_000 else short(value)
 
 
 def seconds(value: float) -> str:

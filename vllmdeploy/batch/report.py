@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 
-from vllmdeploy.batch.charts import Bar, bars, seconds, short
+from vllmdeploy.batch.charts import Bar, bars, counted, seconds, short
 from vllmdeploy.batch.stats import Bin, Span, Stats
 from vllmdeploy.errors import UsageError
 
@@ -81,14 +81,14 @@ def _figures(stats: Stats) -> str:
     summary = stats.summary()
     latency = stats.latency
     figures = (
-        ("", short(stats.ok), "rows done"),
-        ("bad" if stats.failed else "", short(stats.failed), "error rows"),
+        ("", counted(stats.ok), "rows answered"),
+        ("bad" if stats.failed else "", counted(stats.failed), "error rows"),
         ("", short(float(str(summary["rows_per_second"]))), "rows/s"),
         ("", short(float(str(summary["completion_tokens_per_second"]))), "tokens/s"),
         ("", seconds(latency.quantile(0.5)), "median latency"),
         ("", seconds(latency.quantile(0.99)), "99th percentile"),
-        ("", short(stats.prompt_tokens), "prompt tokens"),
-        ("", short(stats.completion_tokens), "completion tokens"),
+        ("", counted(stats.prompt_tokens), "prompt tokens"),
+        ("", counted(stats.completion_tokens), "completion tokens"),
     )
     cells = "".join(
         f'<div class="figure {kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
@@ -132,7 +132,7 @@ def _over_time(spans: Sequence[tuple[float, Span]], *, rows: bool) -> str:
     middle = spans[len(spans) // 2][1]
     stops = (spans[0][1], middle, spans[-1][1]) if len(spans) > 2 else (spans[0][1],)
     title = "rows per second" if rows else "tokens per second"
-    return bars(values, [_clock(span.start) for span in stops], title=title, unit="/s")
+    return bars(values, [_clock(span.start) for span in stops], title=title)
 
 
 def _clock(at: float) -> str:
@@ -144,7 +144,7 @@ def _histogram(bins: Sequence[Bin], words: Callable[[float], str]) -> str:
         return "<p>nothing yet</p>"
     values = [Bar(float(b.rows), f"{words(b.low)} to {words(b.high)}: {b.rows} rows") for b in bins]
     edges = (bins[0].low, bins[len(bins) // 2].low, bins[-1].high)
-    return bars(values, [words(edge) for edge in edges], title="rows", unit="")
+    return bars(values, [words(edge) for edge in edges], title="rows")
 
 
 def _whole(value: float) -> str:
