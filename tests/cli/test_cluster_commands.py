@@ -70,7 +70,7 @@ def test_a_fleet_comes_up_is_seen_and_goes_down(fleet: ScriptedFleet, run: Run) 
         "HOST    GROUP    ROLE    STATE  IP        CARDS  VENDOR  RESTARTS  WHY",
         "gpu-01  default  head    ready  10.7.0.1  1      cpu     0",
         "gpu-02  default  worker  ready  10.7.0.2  1      cpu     0",
-        "vllm: 2 of 2 hosts ready, 2 cards in Ray",
+        "vllm: 2 of 2 hosts ready, 2 cards",
     ]
     down = run("down", "--yes")
     assert down.code == 0, down.err

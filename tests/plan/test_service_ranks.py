@@ -244,32 +244,6 @@ def test_a_host_that_lost_its_ranks_file_gets_it_again() -> None:
     assert steps.restore_ranks(there, "m", content, {"gpu-02": {"m.json": digest(piece)}}) == ()
 
 
-def test_a_host_that_stands_in_for_another_gets_its_ranks() -> None:
-    found = without_ray()
-    second = found.members[1]
-    spare = replace(
-        second,
-        found=replace(second.found, host=replace(second.found.host, name="gpu-09")),
-        place=replace(second.place, ip="10.0.0.9"),
-        stands_in_for="gpu-02",
-    )
-    members = (found.members[0], spare)
-    kept = stored(named("m", 4))["m"]
-    kept = replace(kept, content=decide().file.content(), service=decide().service)
-    new = ranks.moved(kept, {"gpu-02": "gpu-09"}, MP, members)
-    assert new is not None
-    assert new.service is not None
-    assert new.service.placement == {"gpu-01": (0, 1), "gpu-09": (0, 1)}
-    document = json.loads(new.content)
-    assert document["ranks"]["hosts"] == [["gpu-01", "10.0.0.1"], ["gpu-09", "10.0.0.9"]]
-    assert document["ranks"]["generation"] == document["env"]["VLLMDEPLOY_GENERATION"] == "2"
-    assert set(ranks.files_elsewhere(new.content, "gpu-01")) == {"gpu-09"}
-    assert ranks.moved(kept, {"gpu-07": "gpu-09"}, MP, members) is None
-    assert ranks.moved(kept, {"gpu-01": "gpu-09"}, MP, members) is None
-    bare = replace(spare, share=replace(spare.share, cards=(), declared=0))
-    assert ranks.moved(kept, {"gpu-02": "gpu-09"}, MP, (members[0], bare)) is None
-
-
 def test_the_rank_that_failed_most_speaks_for_its_engine() -> None:
     rank = {"rank": 1, "host": "gpu-02", "state": "backing-off", "reason": "exited with code 1"}
     shown = {

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from tests.plan.builders import TOKEN, after, bare, joined, lines, settled, wanted
@@ -8,11 +7,9 @@ from vllmdeploy.accelerators import registry
 from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.plan.group import decide_group
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.spares import Lineup, lineup, moved, retire
+from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.supervise import InDocker
 from vllmdeploy.plan.up import Payload, plan_up
-from vllmdeploy.tools.vllm_engine import EngineFile
-from vllmdeploy.tools.vllm_services import Service, Stored
 
 FLEET = [
     bare("gpu-01", "10.0.0.1", head=True),
@@ -134,24 +131,3 @@ def test_a_spare_that_became_a_member_of_the_list_is_one() -> None:
     by_name["gpu-03"] = replace(by_name["gpu-03"], host=hosts[2])
     one = lineup("vllm", hosts, by_name)
     assert (names(one), one.standing_in) == (["gpu-01", "gpu-02", "gpu-03"], {})
-
-
-def test_a_service_waits_for_the_spare_under_a_new_generation() -> None:
-    service = Service(name="m", model="m", names=("m",), port=1, generation=4)
-    file = EngineFile(
-        name="m",
-        argv=("x",),
-        environment={"VLLMDEPLOY_GENERATION": "4"},
-        nodes=("gpu-01", "gpu-02"),
-        service=service.document(),
-    )
-    one = Stored(file="m.json", content=file.content(), service=service)
-    new = moved(one, {"gpu-02": "gpu-03"})
-    assert new is not None
-    assert new.service is not None
-    document = json.loads(new.content)
-    assert document["nodes"] == ["gpu-01", "gpu-03"]
-    assert document["env"]["VLLMDEPLOY_GENERATION"] == "5"
-    assert (document["service"]["generation"], new.service.generation) == (5, 5)
-    assert moved(new, {"gpu-02": "gpu-03"}) is None
-    assert moved(Stored(file="x.json", content=b""), {"gpu-02": "gpu-03"}) is None

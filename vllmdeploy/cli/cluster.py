@@ -274,7 +274,8 @@ def status_text(seen: FleetStatus) -> str:
     headings = ("HOST", "GROUP", "ROLE", "STATE", "IP", "CARDS", "VENDOR", "RESTARTS", "WHY")
     ready = sum(host.state == "ready" for host in seen.hosts)
     cards = sum(host.cards or 0 for host in seen.hosts)
-    summary = f"{seen.cluster}: {ready} of {len(seen.hosts)} hosts ready, {cards} cards in Ray"
+    noun = "card" if cards == 1 else "cards"
+    summary = f"{seen.cluster}: {ready} of {len(seen.hosts)} hosts ready, {cards} {noun}"
     warnings = (f"warning: {text}" for text in seen.warnings)
     services = (services_text(seen),) if seen.services else ()
     return "\n".join((output.table(headings, rows), summary, *services, *warnings))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from vllmdeploy.core.spec import GENERATION_VARIABLE
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service_wanted import FoundServices
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.vllm import Vllm
-from vllmdeploy.tools.vllm_services import Service, Stored
+from vllmdeploy.tools.vllm_services import Service
 
 Placement = Mapping[str, tuple[int, ...]]
 """Cards by host, in the order of ranks."""
@@ -154,55 +152,3 @@ def _follower(leader: Mapping[str, Any], index: int, host: str) -> bytes:
         "ranks": {**leader["ranks"], "index": index},
     }
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def moved(
-    one: Stored, places: Mapping[str, str], wanted: Wanted, members: Sequence[Member]
-) -> Stored | None:
-    """A service's file with its ranks on the hosts that stand in for others; None where nothing is
-    to be changed or can be: its leader's place stays. `places`: the new host by the old."""
-    service = one.service
-    by_name = {member.name: member for member in members}
-    if service is None:
-        return None
-    placement = _moved_cards(service, places, by_name)
-    if not placement:
-        return None
-    shown = {
-        host: visible(wanted, by_name[host], cards)
-        for host, cards in placement.items()
-        if host in by_name
-    }
-    service = replace(
-        service,
-        placement=placement,
-        visible={host: names for host, names in shown.items() if names},
-        generation=service.generation + 1,
-    )
-    document = cast("dict[str, Any]", json.loads(one.content))
-    addresses = dict(cast("list[tuple[str, str]]", document["ranks"]["hosts"]))
-    addresses |= {member.name: member.place.ip for member in members}
-    changed = {
-        **document,
-        "env": {**document["env"], GENERATION_VARIABLE: str(service.generation)},
-        "ranks": link(service, addresses),
-        "service": service.document(),
-    }
-    content = json.dumps(changed, indent=1, ensure_ascii=False).encode() + b"\n"
-    return replace(one, content=content, service=service)
-
-
-def _moved_cards(
-    service: Service, places: Mapping[str, str], members: Mapping[str, Member]
-) -> Placement:
-    """Empty where no rank moves, the leader would, or a new host has too few cards."""
-    if service.leader in places or not places.keys() & service.placement.keys():
-        return {}
-    placement: dict[str, tuple[int, ...]] = {}
-    for host, cards in service.placement.items():
-        name = places.get(host, host)
-        fresh = cards_of(members[name])[: len(cards)] if name in members else ()
-        placement[name] = cards if name == host else fresh
-        if len(placement[name]) != len(cards):
-            return {}
-    return placement

@@ -11,7 +11,7 @@ from vllmdeploy.errors import NotHealthy
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_ranks import files_elsewhere
-from vllmdeploy.plan.service_wanted import inside
+from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import files
@@ -141,6 +141,20 @@ def restore_ranks(
         for host, piece in files_elsewhere(content, ground.head.name).items()
         if there.get(host, {}).get(file) != files.digest(piece)
     )
+
+
+def remove_strays(ground: Ground, found: FoundServices) -> None:
+    """Files of ranks on hosts where their service has none any more, as when a spare was there."""
+    wanted: dict[str, set[str]] = {}
+    for name, one in found.stored.items():
+        for host in files_elsewhere(one.content, ground.head.name) if one.service else ():
+            wanted.setdefault(host, set()).add(f"{name}.json")
+    for host, there in found.elsewhere.items():
+        for file in sorted(there.keys() - wanted.get(host, set())):
+            at = ground.at(host)
+            command = files.remove(f"{at.head.layout.services}/{file}")
+            subject = f"service {file.removesuffix('.json')}"
+            at.add("remove", subject, "no rank of it is here any more", at.run(command))
 
 
 def await_answer(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import dataclass, field
 
 from vllmdeploy.core.host import Host
 from vllmdeploy.core.plan import Draft, Run, Step
-from vllmdeploy.core.spec import GENERATION_VARIABLE
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.supervise import Supervisor
-from vllmdeploy.tools.vllm_services import Stored
 
 _RAY_ROLES = ("ray-head", "ray-worker")
 
@@ -109,24 +105,3 @@ def retire(
         for verb, command in zip(("stop", "remove"), commands, strict=False):
             action = Run(host.access.of(command))
             needs = (draft.add(Step(name, verb, node.name, why, action, needs, True)),)
-
-
-def moved(one: Stored, places: Mapping[str, str]) -> Stored | None:
-    """A service's file that waits for a host which another has replaced, now waiting for that
-    one; None where nothing is to be changed. `places`: the new host by the old."""
-    if one.service is None or one.service.executor != "ray":
-        return None
-    document = cast("dict[str, Any]", json.loads(one.content))
-    nodes = [str(node) for node in document.get("nodes", ())]
-    if not places.keys() & set(nodes):
-        return None
-    service = replace(one.service, generation=one.service.generation + 1)
-    environment = {**document["env"], GENERATION_VARIABLE: str(service.generation)}
-    changed = {
-        **document,
-        "nodes": [places.get(node, node) for node in nodes],
-        "env": environment,
-        "service": service.document(),
-    }
-    content = json.dumps(changed, indent=1, ensure_ascii=False).encode() + b"\n"
-    return replace(one, content=content, service=service)

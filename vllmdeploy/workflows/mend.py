@@ -91,6 +91,8 @@ class Watch:
                 return
             for step in plan:
                 self.say(f"{step.key} ({step.cause})")
+            for note in plan.notes:
+                self._tell(f"note: {note}", f"note: {note}")
             applied = cluster.apply(reachable, plan, "up --watch", self.on_event, stop)
             self._learn(found, applied)
 

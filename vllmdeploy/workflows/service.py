@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,18 +12,18 @@ from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
-from vllmdeploy.plan import service_ranks as ranks
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.instances_wanted import instances_of, node_name
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import DecidedService, model_folder, service_name
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_replicas import decide_replicas, engines_of
+from vllmdeploy.plan.service_spares import models_wanted, placed_anew
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
-from vllmdeploy.plan.spares import moved
 from vllmdeploy.plan.wanted import ExecutorChoice
 from vllmdeploy.tools.vllm_engine import EngineState, Task
+from vllmdeploy.tools.vllm_model import folder
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster
 from vllmdeploy.workflows.service_keys import Keys
@@ -192,7 +192,7 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
         )
         hosts = {member.name for member in group.members}
         before = tuple(step.key for step in plan if step.host in hosts)
-        placed_anew, before = _with_spares(ground, group, before)
+        placed_anew, before = _with_spares(session, ground, group, before)
         awaited += _restored(ground, placed_anew, before, patient=patient)
         services += placed_anew.services
     offering(session, seen, draft).restore(services, tuple(awaited))
@@ -211,6 +211,7 @@ def _restored(
     if given_up and not before:
         before = (steps.retry(ground, given_up),)
     awaited: list[str] = []
+    steps.remove_strays(ground, group)
     for service in group.services:
         state, content = states[service.name], group.stored[service.name].content
         written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
@@ -222,20 +223,33 @@ def _restored(
 
 
 def _with_spares(
-    ground: Ground, group: FoundServices, before: tuple[str, ...]
+    session: Session, ground: Ground, group: FoundServices, before: tuple[str, ...]
 ) -> tuple[FoundServices, tuple[str, ...]]:
     """Services that wait for a host which a spare has replaced wait for the spare from now on."""
-    places = {one.stands_in_for: one.name for one in group.members if one.stands_in_for}
-    changed = {
-        name: new
-        for name, one in group.stored.items()
-        if (new := moved(one, places) or ranks.moved(one, places, ground.wanted, group.members))
-    }
+    members = {member.name for member in group.members}
+    idle = {host.name for host in session.fleet.hosts if host.spare} - members
+    anew = placed_anew(ground.wanted, group, idle)
+    for note in (*anew.notes, *_models_lacking(session, group)):
+        ground.draft.note(note)
     written = tuple(
         steps.write(ground, name, one.content, "a spare has the place of its host", before)
-        for name, one in changed.items()
+        for name, one in anew.changed.items()
     )
-    return replace(group, stored={**group.stored, **changed}), written or before
+    return replace(group, stored={**group.stored, **anew.changed}), written or before
+
+
+def _models_lacking(session: Session, group: FoundServices) -> Iterator[str]:
+    """An engine whose rank finds no model on a spare ends again and again: said before."""
+    members = {member.name: member for member in group.members}
+    for spare, models in models_wanted(group).items():
+        for model in sorted(models):
+            path = f"{session.wanted.model_path.rstrip('/')}/{model}"
+            way = members[spare].found.access
+            if problem := ask_one(session.shells[spare], folder(path), way).problem:
+                yield (
+                    f"{spare}: model {path}: {problem}; services that come here need it:"
+                    f" vllmdeploy sync {model}"
+                )
 
 
 def ground_of(session: Session, seen: Seen, group: str) -> tuple[Ground, FoundServices]:
