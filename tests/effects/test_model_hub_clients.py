@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import pytest
 from tests.support.hub_server import COMMIT, Hub, HubRepo, git_sha1, hub_server, sha256
 from vllmdeploy.effects import hub
 from vllmdeploy.effects.hub import Progress
+from vllmdeploy.effects.hub_modelscope import ModelScope
 from vllmdeploy.errors import CommandFailed, UsageError, VllmdeployError
-from vllmdeploy.tools.hub import Done, Job, Listing, RemoteFile, Wanted
+from vllmdeploy.tools.hub import Done, Failed, HubTrouble, Job, Listing, RemoteFile, Wanted
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -164,10 +165,12 @@ def test_a_revision_that_moved_takes_only_what_changed(tmp_path: Path) -> None:
     assert (folder / "config.json").read_bytes() == b"{}"
 
 
-def test_a_missing_library_says_how_to_get_it(tmp_path: Path) -> None:
-    if importlib.util.find_spec("modelscope"):
-        pytest.skip("modelscope is installed here")
-    error = error_of(Wanted(source="modelscope", repo="a/b", revision="master"), tmp_path)
+def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope.hub.file_download", None)
+    what = Wanted(source="modelscope", repo="a/b", revision="master")
+    with pytest.raises(HubTrouble) as raised:
+        ModelScope(what)
+    error = hub.worded(what, Failed(raised.value.trouble, "No module named 'modelscope'"))
     assert error.message == (
         "the library of modelscope is not installed: No module named 'modelscope'"
     )
@@ -193,37 +196,51 @@ def test_a_folder_is_a_source_like_a_hub(tmp_path: Path) -> None:
     assert listed(what, tmp_path).faults == ("steal: an absolute link, to /etc/passwd",)
 
 
-@pytest.fixture
-def scope() -> Wanted:
-    if not importlib.util.find_spec("modelscope"):
-        pytest.skip("needs modelscope: pip install 'vllmdeploy[modelscope]'")
-    return Wanted(source="modelscope", repo="owner/model", revision="master")
+def scope(server: Hub, **changes: Any) -> Wanted:
+    return wanted(server, source="modelscope", revision="master", **changes)
 
 
-def at(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.endpoint)
-
-
-def test_modelscope_brings_every_file_with_its_sha256(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: Wanted
-) -> None:
+def test_modelscope_brings_every_file_with_its_sha256(tmp_path: Path) -> None:
     repo = HubRepo(FILES, cut={"model.safetensors": 1})
     with hub_server(owner__model=repo) as server:
-        at(server, monkeypatch)
-        found = listed(scope, tmp_path)
+        found = listed(scope(server), tmp_path)
         assert found.commit == COMMIT
         assert {file.path: file.sha256 for file in found.files} == {
             path: sha256(content) for path, content in FILES.items()
         }
-        fetched(scope, tmp_path / "in", found)
+        fetched(scope(server), tmp_path / "in", found)
     assert {path: (tmp_path / "in" / path).read_bytes() for path in FILES} == FILES
 
 
-def test_modelscope_has_no_such_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: Wanted
-) -> None:
+def test_modelscope_brings_other_content_than_listed_once_more(tmp_path: Path) -> None:
+    repo = HubRepo(FILES, spoiled={"model.safetensors": 1})
+    with hub_server(owner__model=repo) as server:
+        fetched(scope(server), tmp_path / "in")
+    assert (tmp_path / "in/model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_modelscope_has_no_such_model(tmp_path: Path) -> None:
     with hub_server() as server:
-        at(server, monkeypatch)
-        error = error_of(scope, tmp_path)
+        error = error_of(scope(server), tmp_path)
+    host = server.endpoint.removeprefix("http://")
     assert isinstance(error, UsageError)
-    assert error.message == "modelscope.cn has no model owner/model, or it is private"
+    assert error.message == f"{host} has no model owner/model, or it is private"
+    assert error.hint == "check the name; a private one needs MODELSCOPE_TOKEN_FILE"
+
+
+def test_modelscope_reads_what_needs_a_login_with_the_token_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-right")
+    with hub_server(owner__model=HubRepo(FILES, gated=True, token="ms-right")) as server:
+        host = server.endpoint.removeprefix("http://")
+        assert str(error_of(scope(server), tmp_path)) == (
+            f"owner/model on {host} is gated, and no token was given\n"
+            "  -> accept its terms there, then set MODELSCOPE_TOKEN_FILE to a file with a token"
+        )
+        assert error_of(scope(server, token="ms-wrong"), tmp_path).message == (
+            f"owner/model on {host} is gated, and the token of MODELSCOPE_TOKEN_FILE may not read "
+            "it"
+        )
+        done, _ = fetched(scope(server, token="ms-right"), tmp_path / "in")
+    assert len(done) == 3

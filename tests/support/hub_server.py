@@ -179,9 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("main", repo.commit):
             self._refuse(404, "RevisionNotFound")
             return
-        if repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
-            status = 403 if self.headers.get("Authorization") else 401
-            self._refuse(status, "GatedRepo", "Access to this model is restricted")
+        if self._locked(repo):
             return
         content = repo.files.get(path)
         if content is None:
@@ -207,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(name)
         if repo is None:
             return
+        if self._locked(repo):
+            return
         if query.get("Revision", ["master"])[0] != "master":
             self._refuse(404, "RevisionNotFound")
             return
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _scope_content(self, query: dict[str, list[str]], name: str) -> None:
         repo = self._repo(name)
         path = query.get("FilePath", [""])[0]
-        if repo is None:
+        if repo is None or self._locked(repo):
             return
         if path not in repo.files:
             self._refuse(404, "EntryNotFound")
@@ -256,6 +256,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(status, content, headers)
         return
+
+    def _locked(self, repo: HubRepo) -> bool:
+        given = self.headers.get("Authorization")
+        if not repo.gated or given == f"Bearer {repo.token}":
+            return False
+        self._refuse(403 if given else 401, "GatedRepo", "Access to this model is restricted")
+        return True
 
     def _refuse(self, status: int, code: str, message: str = "") -> None:
         document = {"error": message or code, "Code": status, "Message": message or code}

@@ -23,7 +23,7 @@ __all__ = ("CONFIG_FILE", "KEYS", "Loaded", "Settings", "load", "starting")
 CONFIG_FILE = "config.env"
 _BESIDE_CONFIG = (
     *("worker_nodes_file", "ssh_key", "ssh_known_hosts", "ssh_password_file"),
-    *("api_keys_file", "admin_key_file", "hf_token_file"),
+    *("api_keys_file", "admin_key_file", "hf_token_file", "modelscope_token_file"),
 )
 """Files of the fleet: named in config.env, a relative path starts at its folder."""
 

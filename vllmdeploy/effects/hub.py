@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from vllmdeploy.errors import CommandFailed, UsageError, VllmdeployError
 from vllmdeploy.tools.hub import (
+    TOKEN_KEYS,
     USUAL_ENDPOINT,
     Done,
     Failed,
@@ -33,7 +34,7 @@ _LOOK_EVERY_S = 0.5
 _GOODBYE_S = 3.0
 _KEPT_ERRORS = 64 * 1024
 # What would send a library elsewhere than we said, or give it a token that nobody named.
-_OURS_TO_SAY = ("HF_", "HUGGING", "TRANSFORMERS_", "MODELSCOPE_API_TOKEN", "MODELSCOPE_CACHE")
+_OURS_TO_SAY = ("HF_", "HUGGING", "TRANSFORMERS_", "MODELSCOPE_")
 _STAY = "run it again: files that are finished stay"
 _NEXT = {
     Trouble.CHANGED: f"did the source change meanwhile? {_STAY}",
@@ -106,17 +107,17 @@ def fetch(job: Job, *, environ: Mapping[str, str], on_progress: OnProgress) -> t
 def worded(wanted: Wanted, failed: Failed) -> VllmdeployError:
     """What a person reads, by the kind of trouble."""
     where = urlsplit(wanted.endpoint or USUAL_ENDPOINT[wanted.source]).netloc or "this machine"
-    repo = wanted.repo
+    repo, key = wanted.repo, TOKEN_KEYS.get(wanted.source, "")
     match failed.trouble:
         case Trouble.MISSING:
             message = f"{where} has no model {repo}, or it is private"
-            return UsageError(message, hint="check the name; a private one needs HF_TOKEN_FILE")
+            return UsageError(message, hint=f"check the name; a private one needs {key}")
         case Trouble.DATASET:
             return UsageError(f"{repo} on {where} is a dataset, not a model")
         case Trouble.REVISION:
             return UsageError(f"{repo} on {where} has no revision {wanted.revision!r}")
         case Trouble.GATED:
-            return _gated(wanted, where)
+            return _gated(wanted, where, key)
         case Trouble.LIBRARY:
             return UsageError(
                 f"the library of {wanted.source} is not installed: {failed.message}",
@@ -130,13 +131,13 @@ def worded(wanted: Wanted, failed: Failed) -> VllmdeployError:
     return CommandFailed(where, what, 1, failed.message, hint=_NEXT[failed.trouble])
 
 
-def _gated(wanted: Wanted, where: str) -> UsageError:
+def _gated(wanted: Wanted, where: str, key: str) -> UsageError:
     if wanted.token:
-        message = f"{wanted.repo} on {where} is gated, and the token of HF_TOKEN_FILE may not read"
-        return UsageError(f"{message} it", hint="accept its terms there with the token's account")
+        message = f"{wanted.repo} on {where} is gated, and the token of {key} may not read it"
+        return UsageError(message, hint="accept its terms there with the token's account")
     return UsageError(
         f"{wanted.repo} on {where} is gated, and no token was given",
-        hint="accept its terms there, then set HF_TOKEN_FILE to a file with a token",
+        hint=f"accept its terms there, then set {key} to a file with a token",
     )
 
 

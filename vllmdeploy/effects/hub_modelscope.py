@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllmdeploy.effects.hub_errors import read
-from vllmdeploy.tools.hub import HubTrouble, Listing, RemoteFile, Trouble, Wanted, checked_hash
+from vllmdeploy.tools.hub import (
+    USUAL_ENDPOINT,
+    HubTrouble,
+    Listing,
+    RemoteFile,
+    Trouble,
+    Wanted,
+    checked_hash,
+)
 
-_List = Callable[[str, str], Sequence[Mapping[str, Any]]]
 _KNOWN = {
     "NotExistError": Trouble.MISSING,
     "AuthenticationError": Trouble.GATED,
@@ -32,13 +38,21 @@ class ModelScope:
         self._wanted = wanted
         try:
             self._files = importlib.import_module("modelscope.hub.file_download")
-            self._list = _lister()
+            # What modelscope itself keeps of its hub's part leaves the hashes out.
+            hub: Any = importlib.import_module("modelscope_hub.api")
         except ImportError as error:
             raise HubTrouble(Trouble.LIBRARY, str(error)) from error
+        self._site = {
+            "endpoint": wanted.endpoint or USUAL_ENDPOINT["modelscope"],
+            "token": wanted.token or None,
+        }
+        self._repos: Any = hub.HubApi(**self._site).legacy
 
     def listing(self) -> Listing:
         wanted = self._wanted
-        entries = self._list(wanted.repo, wanted.revision)
+        entries: Sequence[Mapping[str, Any]] = self._repos.list_repo_files(
+            wanted.repo, "model", wanted.revision
+        )
         files = [entry for entry in entries if entry.get("Type") != "tree"]
         newest = max(files, key=lambda entry: _number(entry.get("CommittedDate")), default=None)
         return Listing(
@@ -55,20 +69,11 @@ class ModelScope:
             file.path,
             revision=self._wanted.revision,
             local_dir=str(folder),
+            **self._site,
         )
 
     def trouble(self, error: Exception) -> HubTrouble | None:
         return read(error, _KNOWN)
-
-
-def _lister() -> _List:
-    """From 1.38 on the hub's part is a package of its own, and what modelscope keeps of it leaves
-    the hashes out."""
-    if importlib.util.find_spec("modelscope_hub"):
-        legacy: Any = importlib.import_module("modelscope_hub.api").HubApi().legacy
-        return lambda repo, revision: legacy.list_repo_files(repo, "model", revision)
-    api: Any = importlib.import_module("modelscope.hub.api").HubApi()
-    return lambda repo, revision: api.get_model_files(repo, revision=revision, recursive=True)
 
 
 def _remote(entry: Mapping[str, Any]) -> RemoteFile:

@@ -18,6 +18,10 @@ USUAL_ENDPOINT: Mapping[str, str] = {
     "modelscope": "https://modelscope.cn",
     "folder": "",
 }
+TOKEN_KEYS: Mapping[str, str] = {
+    "huggingface": "HF_TOKEN_FILE",
+    "modelscope": "MODELSCOPE_TOKEN_FILE",
+}
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

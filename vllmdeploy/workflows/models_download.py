@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllmdeploy.config.settings import Settings
 from vllmdeploy.effects import hub
 from vllmdeploy.effects.connect import is_this_machine
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.models import Asked, Verdict, may_download, space_refusals
 from vllmdeploy.plan.models_files import Chosen, choose
-from vllmdeploy.tools.hub import USUAL_REVISION, Listing, Source, Wanted
+from vllmdeploy.tools.hub import TOKEN_KEYS, USUAL_REVISION, Listing, Source, Wanted
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace, is_repository, name_of
 from vllmdeploy.tools.model_files_tree import hub_cache
@@ -70,26 +71,31 @@ def wanted_of(session: Session, request: Request) -> Wanted:
     if request.source not in ("huggingface", "modelscope"):
         raise UsageError(f"{request.source}: a model comes from huggingface or modelscope")
     source: Source = "modelscope" if request.source == "modelscope" else "huggingface"
-    of_hub = source == "huggingface"
-    settings = session.settings
+    endpoint, token = _access(session.settings, source)
     return Wanted(
         source=source,
         repo=request.repo,
         revision=request.revision or USUAL_REVISION[source],
-        endpoint=(settings.hf_endpoint or "") if of_hub else "",
-        token=_token(settings.hf_token_file) if of_hub else "",
+        endpoint=endpoint,
+        token=token,
     )
 
 
-def _token(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _access(settings: Settings, source: Source) -> tuple[str, str]:
+    if source == "modelscope":
+        endpoint, file = settings.modelscope_endpoint, settings.modelscope_token_file
+    else:
+        endpoint, file = settings.hf_endpoint, settings.hf_token_file
+    return endpoint or "", _token(TOKEN_KEYS[source], file) if file else ""
+
+
+def _token(key: str, path: Path) -> str:
     try:
         token = path.expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"HF_TOKEN_FILE {path}: cannot be read: {error}") from error
+        raise UsageError(f"{key} {path}: cannot be read: {error}") from error
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"HF_TOKEN_FILE {path}: must hold one token")
+        raise UsageError(f"{key} {path}: must hold one token")
     return token
 
 

@@ -93,3 +93,13 @@ class Downloads(Section):
         description="File with a Hugging Face token, for gated models.",
         examples=["~/.cache/huggingface/token"],
     )
+    modelscope_endpoint: Url | None = Field(
+        None,
+        description="Another site of ModelScope. Not set: https://modelscope.cn.",
+        examples=["https://www.modelscope.ai"],
+    )
+    modelscope_token_file: LocalPath | None = Field(
+        None,
+        description="File with a ModelScope token, for models that need a login.",
+        examples=["~/.config/modelscope.token"],
+    )
