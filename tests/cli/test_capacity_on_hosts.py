@@ -11,6 +11,10 @@ import pytest
 from tests.support.scripted_hosts import ScriptedFleet
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
+from vllmdeploy.core.command import Command
+from vllmdeploy.effects.local import LocalShell
+from vllmdeploy.tools import files
+from vllmdeploy.tools.model_weights import weights_argv
 
 CONFIG = {
     "model_type": "llama",
@@ -119,3 +123,39 @@ def test_a_group_that_is_not_there_is_named_with_those_that_are(
     assert code == 2
     assert "there is no group other" in problem
     assert "there are: default" in problem
+
+
+def stored_service(fleet: ScriptedFleet, folder: Path) -> None:
+    """One that a larger card had room for; its image says what the model's tensors take."""
+    head = fleet["gpu-01"]
+    service = {"name": "m", "model": "m", "names": ["m"], "port": 8100, "head": "gpu-01"}
+    service |= {"asked": {"model": "m", "max_model_len": 131072}}
+    spec = {"name": "m", "argv": ["vllm"], "service": service}
+    written = files.write(f"{head.state}/services/m.json", json.dumps(spec).encode())
+    assert head.run(files.folders(f"{head.state}/services")).ok
+    assert head.run(written).ok
+    answer = LocalShell("here").run(Command(weights_argv(str(folder / "models/m"))))
+    (head.folder / "weights").write_text(answer.stdout, "utf-8")
+    docker = (head.folder / "bin/docker").read_text("utf-8")
+    place, rest = docker.split("home=${0%/bin/docker}\n")
+    asked = 'home=${0%/bin/docker}\ncase "$*" in *weights*) cat "$home/weights"; exit ;; esac\n'
+    head.program("docker", place + asked + rest)
+
+
+def test_up_refuses_a_stored_service_that_has_no_room_any_more(
+    fleet: ScriptedFleet, run: Run, open_folder: Path
+) -> None:
+    has_cards(fleet)
+    stored_service(fleet, open_folder)
+    for argv in (("plan",), ("up", "--yes")):
+        code, said, problem = run(*argv)
+        assert (code, said) == (6, ""), problem
+        assert "service m: does not fit: 16.0 GiB of weights on 1 card of 24 GiB" in problem
+        assert "; it would with TP 2" in problem
+        assert "`vllmdeploy stop-service NAME` takes it out of the way" in problem
+    assert fleet.changes == []
+    code, _, problem = run("stop-service", "m", "--yes")
+    assert code == 0, problem
+    assert list((fleet["gpu-01"].state / "services").iterdir()) == []
+    code, said, problem = run("plan")
+    assert (code, "create vllm-ray-head" in said) == (0, True), problem

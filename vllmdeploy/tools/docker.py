@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,20 @@ def remove(container_id: str) -> Command:
 
 def execute(name: str, *argv: str) -> Command:
     return Command(("docker", "exec", name, *argv), limit_s=30, root=True)
+
+
+def once(image: str, folder: str, arguments: Sequence[str], argv: Sequence[str]) -> Command:
+    """One program of an image that only reads one folder of the host, and leaves nothing."""
+    program, *rest = argv
+    return Command(
+        (
+            *("docker", "run", "--rm", "--network", "none", "--security-opt", "label=disable"),
+            *arguments,
+            *("-v", f"{folder}:{folder}:ro", "--entrypoint", program, image, *rest),
+        ),
+        limit_s=60,
+        root=True,
+    )
 
 
 def logs(name: str, *, tail: int | None = None, follow: bool = False) -> Command:

@@ -91,6 +91,15 @@ class Stored:
     service: Service | None = None
     problem: str = ""
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The engine's command line, as the warden runs it."""
+        try:
+            words = cast("dict[str, Any]", json.loads(self.content))["argv"]
+        except (ValueError, KeyError, TypeError):
+            return ()
+        return tuple(map(str, words)) if isinstance(words, list) else ()
+
 
 def stored(folder: str) -> Fact[Mapping[str, Stored]]:
     """Every spec file of a node's services folder by the name it would have as a service."""

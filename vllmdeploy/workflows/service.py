@@ -28,6 +28,7 @@ from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster
 from vllmdeploy.workflows.service_keys import Keys
 from vllmdeploy.workflows.service_look import Seen, look
+from vllmdeploy.workflows.service_room import refuse_what_has_no_room
 from vllmdeploy.workflows.session import Session
 
 
@@ -144,7 +145,8 @@ def _carried_on(
 
 def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool = True) -> Plan:
     """The whole fleet: its Ray nodes, and where services are stored, those and their gateway.
-    `patient`: the plan ends when all services answer, else when all is done that helps them."""
+    `patient`: the plan ends when all services answer, and what has no room for that is refused;
+    else it ends when all is done that helps them."""
     plan = _with_word_of_instances(session, found, cluster.decide_up(session, found))
     heads = [found[host.name] for host in session.fleet.hosts if host.head]
     kept = [
@@ -153,7 +155,10 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     ]
     if not any(kept):
         return plan
-    return _with_services(session, look(session, found=found), plan, patient=patient)
+    seen = look(session, found=found)
+    if patient:
+        refuse_what_has_no_room(session, seen.groups)
+    return _with_services(session, seen, plan, patient=patient)
 
 
 def _with_word_of_instances(session: Session, found: Mapping[str, FoundHost], plan: Plan) -> Plan:

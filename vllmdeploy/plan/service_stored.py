@@ -1,0 +1,72 @@
+"""Whether services that are stored and do not run have room on the cards that are there now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from vllmdeploy.core.command import Command
+from vllmdeploy.plan import capacity
+from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.service import model_of
+from vllmdeploy.plan.service_capacity import cards_of, no_room, room_for, value_of
+from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
+from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.tools import docker
+from vllmdeploy.tools.safetensors import Weights
+from vllmdeploy.tools.vllm_model import FoundModel
+from vllmdeploy.tools.vllm_services import Stored
+
+
+def to_consider(found: FoundServices) -> tuple[Stored, ...]:
+    """One engine of each service none of whose engines runs: what runs has proved itself."""
+    proved = {
+        one.belongs_to
+        for one in found.services
+        if one.name in found.engines and found.engines[one.name].state == "running"
+    }
+    waiting: dict[str, Stored] = {}
+    for one in found.stored.values() if cards_of(found.members) else ():
+        if one.service and one.service.belongs_to not in proved:
+            waiting.setdefault(one.service.belongs_to, one)
+    return tuple(waiting.values())
+
+
+def asking_weights(wanted: Wanted, head: Member, folder: str, *argv: str) -> Command | None:
+    """The question of `tools.model_weights`, to the image or interpreter that a node will have;
+    no node has to run for it. None: there is nobody to ask yet."""
+    if wanted.runtime != "docker":
+        return Command((wanted.python, *argv[1:]), limit_s=60)
+    image = head.found.image
+    if image is None:
+        return None
+    return docker.once(image.id, folder, wanted.docker_arguments, argv)
+
+
+def reasons(
+    wanted: Wanted,
+    found: FoundServices,
+    models: Mapping[str, FoundModel],
+    weights: Mapping[str, Weights | None],
+) -> Iterable[str]:
+    """Why a stored service cannot start, in the words of `start-service`; by model's folder: what
+    its head has of it, and its sizes."""
+    for stored in to_consider(found):
+        service, folder = stored.service, folder_of(wanted, stored)
+        if service is None or folder not in models:
+            continue
+        shape, _ = model_of({found.head.name: models[folder]}, found.head.name, folder)
+        asked = ServiceWanted.stored(service.asked)
+        tensor, pipeline = service.tensor_parallel, service.pipeline_parallel
+        if shape and (why := capacity.refusal(shape, tensor, pipeline)):
+            yield f"service {service.belongs_to}: {why}"
+        method = value_of(stored.argv, "--quantization")
+        sized = replace(found, weights=weights.get(folder))
+        room = room_for(asked, sized, shape, tensor, method)
+        for reason in no_room(room) if room else ():
+            yield f"service {service.belongs_to}: {reason}"
+
+
+def folder_of(wanted: Wanted, stored: Stored) -> str:
+    name = stored.service.model if stored.service else ""
+    return f"{wanted.model_path.rstrip('/')}/{name}"
