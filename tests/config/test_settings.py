@@ -79,6 +79,8 @@ def test_every_key_of_the_contract_is_known() -> None:
     assert set(KEYS) - set(CONTRACT) == {
         "API_FILES_SIZE",
         "DRAIN_S",
+        "MODELSCOPE_ENDPOINT",
+        "MODELSCOPE_TOKEN_FILE",
         "RAY_ADDRESS",
         "RAY_CPUS",
         "USE_CDI",
