@@ -225,7 +225,11 @@ def _connected(hop: Hop, host: str) -> socket.socket:
             host, f"nothing listens at {hop}", hint="start sshd there, or set SSH_PORT"
         ) from error
     except OSError as error:
-        raise HostUnreachable(host, f"no connection to {hop}: {error}") from error
+        raise HostUnreachable(
+            host,
+            f"no connection to {hop}: {error.strerror or error}",
+            hint="is it up, is the address right, is there a route to it from here?",
+        ) from error
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MS)

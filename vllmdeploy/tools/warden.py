@@ -84,4 +84,4 @@ def ray_missing(result: Result) -> str | None:
         return last_line(result.output)
     if child.get("state") == "running":
         return None
-    return f"{child.get('state')}: {child.get('reason') or 'no reason given'}"
+    return ": ".join(str(said) for said in (child.get("state"), child.get("reason")) if said)
