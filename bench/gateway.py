@@ -119,7 +119,7 @@ def _compare(name: str, seen: dict[str, Load]) -> None:
     own = seen.pop("vllmdeploy")
     what = "requests/s" if name == "throughput" else "requests/s, no two heads alike"
     for peer, other in seen.items():
-        bound = 1.0 if peer == "vllm-router" and name == "throughput" else None
+        bound = 1.0 if peer == "vllm-router" else None
         more = {"own": round(own.per_s), "other": round(other.per_s)}
         cpu = {"own_cpu_us": round(own.cpu_us, 1), "other_cpu_us": round(other.cpu_us, 1)}
         ratio = own.per_s / other.per_s

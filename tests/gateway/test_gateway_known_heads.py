@@ -1,5 +1,5 @@
-"""The very same head again on the very same connection: what was decided before holds only for as
-long as nothing that it rests on has changed."""
+"""The very same head again on the very same connection, or one of another length: what was decided
+before holds only for as long as nothing that it rests on has changed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ ALIVE_S = 60.0
 
 
 class Line:
-    """One connection, on which the same bytes are sent each time."""
+    """One connection, on which the same bytes are sent, but for one more after each second time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._asked = 0
 
     async def ask(self, first: bytes = b"POST /v1/completions", key: str = KEY) -> int:
         head = b"%b HTTP/1.1\r\nhost: g\r\nx-api-key: %b\r\ncontent-length: %d\r\n\r\n"
-        self._writer.write(head % (first, key.encode(), len(BODY)) + BODY)
+        body = BODY + b" " * (self._asked // 2)
+        self._asked += 1
+        self._writer.write(head % (first, key.encode(), len(body)) + body)
         answer = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), ALIVE_S)
         lengths = [line for line in answer.lower().split(b"\r\n") if b"content-length" in line]
         await self._reader.readexactly(int(lengths[0].split(b":")[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -21,7 +21,6 @@ from vllmdeploy.gateway.refusal import JSON, Refusal, error_body
 from vllmdeploy.gateway.visit import Visit
 from vllmdeploy.routing.failure import Failure
 from vllmdeploy.wire.exchange import Exchange
-from vllmdeploy.wire.head import RequestHead
 from vllmdeploy.wire.server import Admitted
 
 _ENTERED = "entered"
@@ -81,9 +80,9 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 class _Entered(NamedTuple):
-    """Who was let in where, with which head, under which keys."""
+    """Who was let in where, with which fields of a head, under which keys."""
 
-    head: RequestHead
+    fields: Mapping[bytes, bytes]
     version: int
     route: Route
     identity: Identity
@@ -125,20 +124,25 @@ class App:
         await self._serve(visit, route.handle, exchange)
 
     def _enter(self, visit: Visit) -> Route:
-        """Who sends the same head on the same connection again comes in as before, unless the
-        keys have changed meanwhile; what a key may do, and how often, is asked each time."""
+        """Who sends the same head on the same connection again, but for its length, comes in as
+        before, unless the keys have changed meanwhile; what a key may do, and how often, is asked
+        each time."""
         exchange, access = visit.exchange, self._gateway.access
         head = exchange.head
         known = exchange.notes.get(_ENTERED)
-        # The same head is the same object: see MessageReader.
-        if isinstance(known, _Entered) and known.head is head and known.version == access.version:
+        # Heads that differ in their length alone have the very same fields: see Known.
+        if (
+            isinstance(known, _Entered)
+            and known.fields is head.fields
+            and known.version == access.version
+        ):
             visit.route, visit.identity = known.route.path, known.identity
             return known.route
         route = self._routes.find(head.method, head.path)
         visit.route = route.path
         visit.identity = identity = access.enter(exchange, route.door)
         if not identity.expires:  # a clock can end it without anybody changing the keys
-            exchange.notes[_ENTERED] = _Entered(head, access.version, route, identity)
+            exchange.notes[_ENTERED] = _Entered(head.fields, access.version, route, identity)
         return route
 
     def refusal(self, status: int, reason: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 NEVER = float("inf")
 _TICK_S = 0.25
+_BROKEN = "a bug in what was to be done when time was up"
 
 
 class Expiring(Protocol):
@@ -32,9 +33,13 @@ class Deadlines:
         self._watched.discard(item)
 
     def _tick(self) -> None:
+        """Goes on whatever one of them raises: all the others are watched by this timer alone."""
         self._timer = None
-        now = monotonic()
-        for item in [item for item in self._watched if item.deadline <= now]:
-            item.expire()
         if self._watched:
             self._timer = self._loop.call_later(self._tick_s, self._tick)
+        now = monotonic()
+        for item in [item for item in self._watched if item.deadline <= now]:
+            try:
+                item.expire()
+            except Exception as error:
+                self._loop.call_exception_handler({"message": _BROKEN, "exception": error})

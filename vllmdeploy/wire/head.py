@@ -20,7 +20,7 @@ _FIELDS = rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 _TARGET = rb"(/[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*)(?:\?([!$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]*))?"
 _REQUEST = re.compile(rb"([A-Z]{1,20}) " + _TARGET + rb" HTTP/1\.([01])\r\n" + _FIELDS)
 _ANSWER = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n" + _FIELDS)
-_LENGTH_DIGITS = 18
+LENGTH_DIGITS = 18
 _HOST = re.compile(rb"(?:[0-9A-Za-z._\-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
@@ -45,7 +45,7 @@ UNTIL_CLOSE = -2
 
 
 class RequestHead(NamedTuple):
-    """`length` is the body's, or CHUNKED; names of fields are lower case."""
+    """`length` is the body's, or CHUNKED, and not among the fields, whose names are lower case."""
 
     method: str
     path: str
@@ -54,6 +54,11 @@ class RequestHead(NamedTuple):
     length: int
     keep_alive: bool
     minor: int
+
+    def of_length(self, length: int) -> RequestHead:
+        """What differs from this one in the length it gives alone; it has the very same fields."""
+        method, path, query, fields, _, keep_alive, minor = self
+        return RequestHead(method, path, query, fields, length, keep_alive, minor)
 
     def text(self, name: bytes) -> str:
         return self.fields.get(name, b"").decode("latin-1")
@@ -68,6 +73,13 @@ class AnswerHead(NamedTuple):
     length: int
     keep_alive: bool
     events: bool = False
+
+    def of_length(self, length: int) -> AnswerHead:
+        """What differs from this one in the length it gives alone."""
+        status, block, _, keep_alive, events = self
+        if _has_no_body(status):
+            return self
+        return AnswerHead(status, block, length, keep_alive, events)
 
     @property
     def lines(self) -> tuple[bytes, ...]:
@@ -147,7 +159,7 @@ def parse_answer(data: bytes, end: int, limits: HeadLimits = HEAD_LIMITS) -> Ans
     codings = [value for name, value in own if name == b"transfer-encoding"]
     named = b",".join([value for name, value in own if name == b"connection"])
     status = int(code)
-    length = 0 if status < 200 or status in (204, 304) else _answer_length(lengths, codings)
+    length = 0 if _has_no_body(status) else _answer_length(lengths, codings)
     keep = (b"close" not in named) if minor == b"1" else b"keep-alive" in named
     if named and named not in (b"keep-alive", b"close"):
         names = {name.strip() for name in named.split(b",")}
@@ -178,9 +190,14 @@ def _merge(fields: list[Field]) -> dict[bytes, bytes]:
     return merged
 
 
+def _has_no_body(status: int) -> bool:
+    """Whatever length it gives."""
+    return status < 200 or status in (204, 304)
+
+
 def _request_length(fields: dict[bytes, bytes], *, chunks: bool) -> int:
     coding = fields.get(b"transfer-encoding")
-    length = fields.get(b"content-length")
+    length = fields.pop(b"content-length", None)
     if coding is not None:
         if length is not None:
             raise Malformed("both Content-Length and Transfer-Encoding")
@@ -207,7 +224,7 @@ def _answer_length(lengths: list[bytes], codings: list[bytes]) -> int:
 
 
 def _is_length(value: bytes) -> bool:
-    return value.isdigit() and len(value) <= _LENGTH_DIGITS
+    return value.isdigit() and len(value) <= LENGTH_DIGITS
 
 
 def _why_not(head: bytes) -> str:

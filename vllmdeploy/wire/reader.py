@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import cast
 
 from vllmdeploy.wire.body import Decoder, decoder
 from vllmdeploy.wire.head import AnswerHead, RequestHead, end_of_head
-
-Head = TypeVar("Head", RequestHead, AnswerHead)
+from vllmdeploy.wire.known import Head, Known, remember
 
 
 class MessageReader:
@@ -19,7 +18,6 @@ class MessageReader:
         "_data",
         "_decoder",
         "_known",
-        "_known_raw",
         "_left",
         "_searched",
         "complete",
@@ -28,8 +26,7 @@ class MessageReader:
     def __init__(self) -> None:
         self._data: bytes = b""
         self._searched = 0
-        self._known_raw: bytes = b""
-        self._known: RequestHead | AnswerHead | None = None
+        self._known: Known[RequestHead] | Known[AnswerHead] | None = None
         self._decoder: Decoder | None = None
         self._left = 0
         self._begun = False
@@ -54,19 +51,19 @@ class MessageReader:
 
     def head(self, parse: Callable[[bytes, int], Head]) -> Head | None:
         """`parse` must be the same each time: who keeps a connection mostly sends the same head
-        again, byte for byte, and then gets the same value again."""
-        data, raw = self._data, self._known_raw
-        if raw and data.startswith(raw):
-            end = len(raw)
-            head = cast("Head", self._known)
+        again, but for its length, and that need not be read anew."""
+        data = self._data
+        known = cast("Known[Head] | None", self._known)
+        end = known.end_in(data) if known is not None else -1
+        if known is not None and end > 0:
+            head = known.head
         else:
             end = end_of_head(data, self._searched)
             if end < 0:
                 self._searched = len(data)
                 return None
             head = parse(data, end)
-            self._known_raw = data[:end]
-            self._known = head
+            self._known = cast("Known[RequestHead] | None", remember(data[:end], head))
         self._data = data[end:]
         self._searched = 0
         self._begun = True
