@@ -52,6 +52,13 @@ def test_a_dry_run_shows_where_each_would_be_and_does_nothing(run: Run) -> None:
     assert run("instances", "list", "--json")[1] == '{\n  "instances": []\n}\n'
 
 
+def test_a_spare_host_is_not_in_the_way(run: Run) -> None:
+    Path("worker_nodes.txt").write_text("gpu-01 head=yes\ngpu-02 spare=yes\n")
+    code, out, err = run("instances", "start", "m", "--count", "2", "--dry-run")
+    assert code == 0, err
+    assert "# note: instance 2: gpu-01, processors, port 8002" in out.splitlines()
+
+
 def test_the_seeds_bare_names_are_read_and_said(run: Run) -> None:
     words = ("instances", "start", "m", "--count", "1", "--dry-run")
     code, out, err = run(*words, VLLM_PORTS="8011,8012", MAX_NUM_SEQS="12")

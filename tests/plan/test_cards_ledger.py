@@ -56,6 +56,12 @@ def shared(found: FoundHost) -> tuple[list[int], int, bool]:
         pytest.param(host(ray_gpus=0), (NONE, 0, False), id="none for Ray"),
         pytest.param(host(instance("x", 1, 2)), ([0, 3], 2, False), id="held by an instance"),
         pytest.param(host(ray(0, 1)), ([0, 1, 2, 3], 4, True), id="this Ray keeps what it holds"),
+        pytest.param(
+            host(promised={3: "m-1"}), ([0, 1, 2], 3, False), id="of an instance that is to be back"
+        ),
+        pytest.param(
+            host(ray(2, 3), promised={3: "m-1"}), ([0, 1, 2], 3, False), id="an instance goes first"
+        ),
         pytest.param(host(ray(0, cluster="other")), ([1, 2, 3], 3, False), id="another cluster's"),
         pytest.param(
             host(ray(0, cluster="other", state="exited")), ([0, 1, 2, 3], 4, True), id="stopped"

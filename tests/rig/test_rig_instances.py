@@ -182,6 +182,35 @@ def test_two_instances_live_and_die_apart(pretending: Machine) -> None:
     assert made.ask(key)["instance"] == "m-2"
 
 
+def test_up_brings_back_what_does_not_run_and_status_says_what_that_is(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "m").mkdir(parents=True)
+    (models / "m/config.json").write_text(CONFIG)
+    python = fake_vllm.interpreter(tmp_path)
+    with machine(tmp_path, python, models, EXECUTOR="mp") as made:
+        key = start(made, "m")
+        first = made.engine("m-1")["pid"]
+        assert made.succeeds("up", "--yes") == ""
+        assert made.engine("m-1")["pid"] == first
+        shown = json.loads(made.succeeds("status", "--json"))
+        assert [(one["name"], one["state"]) for one in shown["instances"]] == [
+            ("m-1", "running"),
+            ("m-2", "running"),
+        ]
+
+        made.succeeds("down", "--yes")
+        gone = made.succeeds("status")
+        assert f"m-2       localhost  -      http://127.0.0.1:{made.ports[1]}  absent" in gone
+        assert "`vllmdeploy up` brings it back" in gone
+        assert "create rig-instances-" in made.succeeds("up", "--dry-run")
+
+        made.succeeds("up", "--yes")
+        assert made.states("check") == {"m-1": "answers", "m-2": "answers"}
+        assert made.ask(key)["text"] == " Paris"
+        assert json.loads(made.succeeds("status", "--json"))["healthy"]
+        assert "nothing to do" in made.runs("up", "--yes").stderr
+
+
 @pytest.mark.long
 def test_two_real_engines_answer_and_a_killed_one_comes_back(tmp_path: Path) -> None:
     need_engine()

@@ -48,6 +48,11 @@ def test_a_host_without_nodes_has_none(tmp_path: Path) -> None:
         ('{"ray": {"state": "running", "since": null}}', Warden(state="running")),
         ('{"ray": {"state": "running", "restarts": Infinity}}', Warden(state="running")),
         ('{"ray": {"state": "running", "since": 1' + "0" * 400 + "}}", Warden(state="running")),
+        (
+            '{"role": "instance", "ray": null, "engines": {"n": {"state": "running", "since": 9}}}',
+            Warden(state="running", since_s=91),
+        ),
+        ('{"role": "instance", "ray": null, "engines": {}}', UNREADABLE),
         ('{"ray": ["state"]}', UNREADABLE),
         ('{"ray": {}}', UNREADABLE),
         ("[" * 100_000, UNREADABLE),

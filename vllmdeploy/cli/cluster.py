@@ -9,6 +9,7 @@ import typer
 from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import carry_out, end_with, show_plan
 from vllmdeploy.cli.context import World, connect_lazily, world
+from vllmdeploy.cli.status_text import status_text
 from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -242,11 +243,13 @@ def _decided(here: World, *, offline: bool, cards: int) -> Plan:
 
 
 def _seen(session: Session) -> FleetStatus:
+    from vllmdeploy.workflows.instances_status import instance_statuses
     from vllmdeploy.workflows.service_status import service_statuses
     from vllmdeploy.workflows.status import fleet_status
 
     found = session.look(for_plan=False)
-    return fleet_status(session, found, service_statuses(session, found))
+    services, instances = service_statuses(session, found), instance_statuses(session, found)
+    return fleet_status(session, found, services, instances)
 
 
 def _show_status(here: World, seen: FleetStatus) -> None:
@@ -254,56 +257,6 @@ def _show_status(here: World, seen: FleetStatus) -> None:
         output.document(seen.document())
     else:
         output.answer(status_text(seen))
-
-
-def status_text(seen: FleetStatus) -> str:
-    rows = [
-        (
-            host.host,
-            host.group,
-            host.role,
-            host.state,
-            host.ip or "-",
-            "-" if host.cards is None else str(host.cards),
-            host.vendor or "-",
-            str(host.restarts),
-            host.why,
-        )
-        for host in seen.hosts
-    ]
-    headings = ("HOST", "GROUP", "ROLE", "STATE", "IP", "CARDS", "VENDOR", "RESTARTS", "WHY")
-    ready = sum(host.state == "ready" for host in seen.hosts)
-    cards = sum(host.cards or 0 for host in seen.hosts)
-    noun = "card" if cards == 1 else "cards"
-    summary = f"{seen.cluster}: {ready} of {len(seen.hosts)} hosts ready, {cards} {noun}"
-    warnings = (f"warning: {text}" for text in seen.warnings)
-    services = (services_text(seen),) if seen.services else ()
-    return "\n".join((output.table(headings, rows), summary, *services, *warnings))
-
-
-def services_text(seen: FleetStatus) -> str:
-    rows = [
-        (
-            one.service,
-            one.group,
-            f"{one.tensor_parallel}x{one.pipeline_parallel}",
-            one.state,
-            f"{one.ready}/{one.replicas}",
-            one.since or "-",
-            "-" if one.running is None else f"{one.running}+{one.waiting or 0}",
-            "-" if one.requests_per_s is None else f"{one.requests_per_s:.1f}",
-            "-" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}",
-            "-" if one.cache is None else f"{one.cache:.0%}",
-            str(one.restarts),
-            one.why,
-        )
-        for one in seen.services
-    ]
-    headings = (
-        *("SERVICE", "GROUP", "TPxPP", "STATE", "UP", "SINCE", "REQUESTS", "REQ/S", "TOKENS/S"),
-        *("KV", "RESTARTS", "WHY"),
-    )
-    return output.table(headings, rows)
 
 
 def _watch(here: World, session: Session) -> None:

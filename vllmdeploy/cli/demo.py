@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllmdeploy.cli import output
-from vllmdeploy.cli.cluster import status_text
 from vllmdeploy.cli.context import World
+from vllmdeploy.cli.status_text import status_text
 
 if TYPE_CHECKING:
     from vllmdeploy.workflows.demo_questions import Answered

@@ -9,7 +9,7 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import world
-from vllmdeploy.cli.instances import (
+from vllmdeploy.cli.engines import (
     CacheBytes,
     NoMps,
     ThreadPercentage,

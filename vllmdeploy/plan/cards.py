@@ -69,7 +69,7 @@ def _labelled(found: FoundHost) -> dict[int, _Holder]:
     An instance comes before a Ray that claims its card too: Ray can do without it.
     """
     rays: dict[int, _Holder] = {}
-    instances: dict[int, _Holder] = {}
+    instances = {index: _Holder(name) for index, name in found.promised.items()}
     for node in found.supervised:
         if not node.running:
             continue

@@ -27,13 +27,15 @@ _LOADED = ("oading weights took", "odel loading took", "KV cache memory", "KV ca
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sites:
-    """Where steps for instances are written. `package` is what every host needs of us."""
+    """Where steps for instances are written. `package` is what every host needs of us. `patient`:
+    the plan ends when they answer, else when all is done that helps them."""
 
     draft: Draft
     wanted: Wanted
     supervisor: Supervisor
     found: FoundInstances
     package: bytes = field(repr=False)
+    patient: bool = True
 
     def ground(self, member: Member, instance: str = "") -> Ground:
         """`instance`: the one whose node is asked; without it, the host's node of Ray."""
@@ -137,6 +139,8 @@ def bring(sites: Sites, one: Instance, needs: tuple[str, ...]) -> str:
     else:
         cause, last = state.words if state else "not seen yet", ""
     after = (last,) if last else (*needs, *written)
+    if not sites.patient:
+        return last
     return service_steps.await_answer(ground, one.service, cause, after, fresh=True)
 
 

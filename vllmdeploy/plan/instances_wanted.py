@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
+from vllmdeploy.errors import UsageError
 from vllmdeploy.plan.instances import Slot
 from vllmdeploy.plan.instances_mps import Sharing
 from vllmdeploy.plan.node import Member
@@ -68,7 +69,13 @@ class FoundInstances:
         return tuple(one for one in self.instances if one.belongs_to == name)
 
     def member(self, host: str) -> Member:
-        return next(one for one in self.members if one.name == host)
+        there = next((one for one in self.members if one.name == host), None)
+        if there is None:
+            raise UsageError(
+                f"instances are stored for {host}, which is not in the fleet, or is a spare in it",
+                hint=f"write {host} into worker_nodes.txt again, and stop them first",
+            )
+        return there
 
 
 def instances_of(stored: Mapping[str, Stored]) -> tuple[Service, ...]:

@@ -121,6 +121,8 @@ class FoundHost:
     wardens: Mapping[str, Warden] = field(default_factory=dict[str, Warden])
     ray: RayCluster | None = None
     reach: Mapping[str, str] = field(default_factory=dict[str, str])
+    promised: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Cards that stored instances have, also while these do not run."""
 
     def ours(self, cluster: str) -> tuple[FoundNode, ...]:
         """Our nodes of one cluster, from every supervisor."""

@@ -109,13 +109,20 @@ class Offering:
         if after or len(self.ground.draft.steps) > before:
             self._await((*routed, *made, *after), then)
 
-    def restore(self, services: Sequence[Service], needs: tuple[str, ...]) -> None:
-        """As `up`, where there may be nothing to do."""
+    def restore(
+        self,
+        services: Sequence[Service],
+        needs: tuple[str, ...],
+        *,
+        then: Sequence[Service] = (),
+        after: tuple[str, ...] = (),
+    ) -> None:
+        """As `up`, where there may be nothing to do; `then`: as for `up_at_once`."""
         before = len(self.ground.draft.steps)
         routed = self.route(services, "not as stored", needs)
         made = self._node(routed)
-        if needs or len(self.ground.draft.steps) > before:
-            self._await((*routed, *made), services)
+        if needs or after or len(self.ground.draft.steps) > before:
+            self._await((*routed, *made, *after), (*services, *then))
 
     def _node(self, needs: tuple[str, ...]) -> tuple[str, ...]:
         ground = self.ground

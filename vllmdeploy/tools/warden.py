@@ -13,8 +13,8 @@ from vllmdeploy.errors import last_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warden:
-    """What a node's warden says of its Ray, or of itself where it has none; `since_s` is the age
-    of that by the host's own clock."""
+    """What a node's warden says of its Ray, of itself where it has none, or of its one engine where
+    that is all it has; `since_s` is the age of that by the host's own clock."""
 
     state: str = ""
     reason: str = ""
@@ -48,8 +48,10 @@ def _parse_statuses(result: Result) -> dict[str, Warden]:
 
 def _warden(document: str, now: float) -> Warden:
     status = json_object(document) or {}
-    ray = fields(status.get("ray"))
-    if "ray" in status and status["ray"] is None and status.get("role") != "instance":
+    alone = status.get("role") == "instance"
+    engine = next(iter(fields(status.get("engines")).values()), None)
+    ray = fields(engine if alone else status.get("ray"))
+    if "ray" in status and status["ray"] is None and not alone:
         return Warden(
             state="running",
             since_s=max(0.0, now - (number(status.get("started_at")) or now)),

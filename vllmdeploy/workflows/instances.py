@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllmdeploy.core.plan import Draft, Plan
+from vllmdeploy.core.plan import Plan
 from vllmdeploy.effects.execute import Outcome
 from vllmdeploy.errors import UsageError
 from vllmdeploy.plan import instances_steps as steps
@@ -26,6 +26,7 @@ from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.tools.vllm_services import Service
 from vllmdeploy.workflows import cluster, service
 from vllmdeploy.workflows.instances_look import Looked, look
+from vllmdeploy.workflows.instances_sites import beside, sites_of
 from vllmdeploy.workflows.service_keys import Keys
 from vllmdeploy.workflows.session import Session
 
@@ -51,12 +52,12 @@ def decide_start(session: Session, asked: InstancesWanted) -> InstancesPlan:
 
 def decide_found(session: Session, asked: InstancesWanted, looked: Looked) -> InstancesPlan:
     """The same for those who have looked already."""
-    decided = decide_instances(session.wanted, asked, looked.found, beside=_beside(session))
+    decided = decide_instances(session.wanted, asked, looked.found, beside=beside(session))
     return _brought(session, looked, decided)
 
 
 def _brought(session: Session, looked: Looked, decided: Instances) -> InstancesPlan:
-    sites = _sites(session, looked.found)
+    sites = sites_of(session, looked.found)
     for note in (*map(str, (one.slot for one in decided.of)), *decided.notes):
         sites.draft.note(note)
     first = {one.member.name: daemons(sites.draft, one) for one in decided.crowds}
@@ -91,7 +92,7 @@ def way_back(session: Session, decided: InstancesPlan, applied: cluster.Applied)
     ]
     if not failed:
         return Plan()
-    sites = _sites(session, decided.looked.found)
+    sites = sites_of(session, decided.looked.found)
     for one in failed:
         created = done.get(f"{one.slot.host}: create {one.node.name}")
         steps.undo(sites, one, made=created is Outcome.DONE)
@@ -111,7 +112,7 @@ def decide_stop(session: Session, name: str, numbers: Sequence[int]) -> Instance
     """No new requests, those at work end, then each of them does."""
     looked = look(session)
     ending = chosen(looked.found, name, numbers)
-    sites = _sites(session, looked.found)
+    sites = sites_of(session, looked.found)
     needs = _withdrawn(session, looked, sites, ending, name)
     for one in ending:
         steps.end(sites, one, "instances stop", needs)
@@ -128,8 +129,8 @@ def decide_restart(
     asked = replace(before, engine=replace(before.engine, **changes))
     folder, shares = model_folder(session.wanted, asked.engine), asked.per_card > 1
     looked = look(session, model=folder, mps=shares)
-    anew = decide_instances(session.wanted, asked, looked.found, beside=_beside(session), anew=True)
-    sites = _sites(session, looked.found)
+    anew = decide_instances(session.wanted, asked, looked.found, beside=beside(session), anew=True)
+    sites = sites_of(session, looked.found)
     needs = tuple(key for one in anew.crowds for key in daemons(sites.draft, one))
     wanted = {one.service.name: one for one in anew.of}
     for one in again:
@@ -197,23 +198,6 @@ def _withdrawn(
 
 def _others(found: FoundInstances, besides: set[str]) -> tuple[Service, ...]:
     return tuple(one for one in instances_of(found.stored) if one.name not in besides)
-
-
-def _beside(session: Session) -> str:
-    """Engines beside the only gateway listen on loopback, the others on the fleet's addresses."""
-    lead = session.lead
-    elsewhere = {*session.settings.gateway_hosts} - {lead.name, lead.address}
-    return "" if elsewhere else lead.name
-
-
-def _sites(session: Session, found: FoundInstances) -> Sites:
-    return Sites(
-        draft=Draft(),
-        wanted=session.wanted,
-        supervisor=session.supervisor,
-        found=found,
-        package=session.package[0],
-    )
 
 
 def _offering(session: Session, looked: Looked, sites: Sites) -> Offering:

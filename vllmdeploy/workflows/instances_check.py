@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from vllmdeploy.core.command import check as succeeded
 from vllmdeploy.core.reading import fields, json_object, strings
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import VllmdeployError, last_line
-from vllmdeploy.plan.instances_wanted import FoundInstances, node_name, slot_of
-from vllmdeploy.tools.vllm_engine import EngineState, canary
+from vllmdeploy.plan.instances_known import BRINGS_BACK, Known, known
+from vllmdeploy.plan.instances_wanted import FoundInstances, node_name
+from vllmdeploy.tools.vllm_engine import canary
 from vllmdeploy.tools.vllm_services import Service
 from vllmdeploy.workflows.instances import chosen
 from vllmdeploy.workflows.instances_look import Looked, look
@@ -22,37 +22,17 @@ _FOREVER_S = 365 * 86400.0
 _CHECK_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """One line of `list` or `check`."""
-
-    name: str
-    of: str
-    host: str
-    cards: str
-    address: str
-    state: str
-    why: str = ""
-
-    @property
-    def well(self) -> bool:
-        return self.state in ("running", "answers")
-
-    def document(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def listed(session: Session, looked: Looked | None = None) -> tuple[Checked, ...]:
+def listed(session: Session, looked: Looked | None = None) -> tuple[Known, ...]:
     looked = looked or look(session)
     return tuple(_known(looked.found, one) for one in looked.found.instances)
 
 
-def checked(session: Session, name: str) -> tuple[Checked, ...]:
+def checked(session: Session, name: str) -> tuple[Known, ...]:
     """Every instance of a name, or of all, asked on its own host."""
     looked = look(session)
     there = chosen(looked.found, name, ()) if name else looked.found.instances
     answers = each(there, lambda one: _ask(session, looked, one), at_once=max(1, len(there)))
-    found: list[Checked] = []
+    found: list[Known] = []
     for one, answer in zip(there, answers, strict=True):
         if isinstance(answer, VllmdeployError):
             plain = _known(looked.found, one)
@@ -61,20 +41,14 @@ def checked(session: Session, name: str) -> tuple[Checked, ...]:
     return tuple(found)
 
 
-def _known(found: FoundInstances, one: Service) -> Checked:
-    state = found.engines.get(one.name) or EngineState(state="absent", reason="its node is not up")
-    return Checked(
-        name=one.name,
-        of=one.belongs_to,
-        host=one.head,
-        cards=",".join(map(str, slot_of(one).cards)),
-        address=one.url,
-        state=state.state or "unknown",
-        why=state.reason or state.problem,
-    )
+def _known(found: FoundInstances, one: Service) -> Known:
+    state = found.engines.get(one.name)
+    if state is None:
+        return known(one, "absent", f"its node is not up; {BRINGS_BACK}")
+    return known(one, state.state, state.reason or state.problem)
 
 
-def _ask(session: Session, looked: Looked, one: Service) -> Checked:
+def _ask(session: Session, looked: Looked, one: Service) -> Known:
     """Its warden's folder knows where it is; its answers come from the engine itself."""
     plain = _known(looked.found, one)
     member = looked.found.member(one.head)

@@ -33,19 +33,26 @@ class Looked:
 
 
 def look(
-    session: Session, *, model: str = "", hosts: tuple[str, ...] = (), mps: bool = False
+    session: Session,
+    *,
+    model: str = "",
+    hosts: tuple[str, ...] = (),
+    mps: bool = False,
+    seen: Seen | None = None,
 ) -> Looked:
     """`model`: a folder to look for, on the hosts that are meant; none named: on all. `mps`: their
-    MPS daemons too, where they have such cards."""
+    MPS daemons too, where they have such cards. `seen`: what was asked of the fleet before."""
     known = [host.name for host in session.fleet.hosts]
     for name in hosts:
         if name not in known:
             raise UsageError(f"{name} is not in the fleet", hint=f"there are: {', '.join(known)}")
-    seen = service_look.look(session, found=session.look_at_all())
+    seen = seen or service_look.look(session, found=session.look_at_all())
     members = tuple(one for group in seen.groups.values() for one in group.members)
-    lost = {host for host in known if host not in {one.name for one in members}}
+    lost = [
+        why for name, reasons in seen.problems.items() if name not in seen.groups for why in reasons
+    ]
     if lost:
-        raise PreflightRefused([why for reasons in seen.problems.values() for why in reasons])
+        raise PreflightRefused(lost)
     asked = [one for one in members if model and (not hosts or one.name in hosts)]
 
     def answer_of(one: Member) -> _Answer:

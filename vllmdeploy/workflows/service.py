@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,7 +12,7 @@ from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
-from vllmdeploy.plan.instances_wanted import instances_of, node_name
+from vllmdeploy.plan.instances_wanted import instances_of
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import DecidedService, model_folder, service_name
 from vllmdeploy.plan.service_gateway import Offering
@@ -25,7 +24,7 @@ from vllmdeploy.plan.wanted import ExecutorChoice
 from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_model import folder
 from vllmdeploy.tools.vllm_services import Service, stored
-from vllmdeploy.workflows import cluster
+from vllmdeploy.workflows import cluster, instances_up
 from vllmdeploy.workflows.service_keys import Keys
 from vllmdeploy.workflows.service_look import Seen, look
 from vllmdeploy.workflows.service_room import refuse_what_has_no_room
@@ -147,13 +146,15 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     """The whole fleet: its Ray nodes, and where services are stored, those and their gateway.
     `patient`: the plan ends when all services answer, and what has no room for that is refused;
     else it ends when all is done that helps them."""
-    plan = _with_word_of_instances(session, found, cluster.decide_up(session, found))
+    instances = instances_up.stored_instances(session, found)
+    found = instances_up.promised(found, instances)
+    plan = cluster.decide_up(session, found)
     heads = [found[host.name] for host in session.fleet.hosts if host.head]
     kept = [
         ask_one(session.shells[head.host.name], stored(head.access.layout.services), head.access)
         for head in heads
     ]
-    if not any(kept):
+    if not any(kept) and not instances:
         return plan
     seen = look(session, found=found)
     if patient:
@@ -161,28 +162,8 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     return _with_services(session, seen, plan, patient=patient)
 
 
-def _with_word_of_instances(session: Session, found: Mapping[str, FoundHost], plan: Plan) -> Plan:
-    """Those that do not run are not started along: their hosts may be wanted for something else."""
-    lead = found[session.lead.name]
-    fact = stored(lead.access.layout.instances)
-    kept = instances_of(ask_one(session.shells[session.lead.name], fact, lead.access))
-    cluster_name = session.wanted.cluster
-    running = {
-        node.name for host in found.values() for node in host.ours(cluster_name) if node.running
-    }
-    down = Counter(
-        one.belongs_to for one in kept if node_name(cluster_name, one.name) not in running
-    )
-    notes = tuple(
-        f"{count} instances of {name} do not run: `vllmdeploy instances start {name}` with what"
-        " they were started with brings them back"
-        for name, count in sorted(down.items())
-    )
-    return replace(plan, notes=(*plan.notes, *notes)) if notes else plan
-
-
 def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -> Plan:
-    if not seen.services:
+    if not seen.services and not seen.instances:
         return plan
     draft = Draft(list(plan.steps), list(plan.notes))
     awaited: list[str] = []
@@ -200,7 +181,11 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
         placed_anew, before = _with_spares(session, ground, group, before)
         awaited += _restored(ground, placed_anew, before, patient=patient)
         services += placed_anew.services
-    offering(session, seen, draft).restore(services, tuple(awaited))
+    back = instances_up.Back()
+    if instances_of(seen.instances):
+        back = instances_up.bring_back(session, seen, draft, patient=patient)
+    offered = offering(session, seen, draft)
+    offered.restore(services, tuple(awaited), then=back.instances, after=back.awaited)
     return draft.finished()
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.plan.instances_known import Known
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.tools.ray import RayCluster, RayNode
 from vllmdeploy.workflows.session import Session
@@ -38,11 +39,14 @@ class FleetStatus:
     hosts: tuple[HostStatus, ...]
     warnings: tuple[str, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
+    instances: tuple[Known, ...] = ()
+    """Engines outside Ray."""
 
     @property
     def healthy(self) -> bool:
         hosts = all(host.state in _WELL for host in self.hosts)
-        return hosts and all(service.state == "ready" for service in self.services)
+        services = all(service.state == "ready" for service in self.services)
+        return hosts and services and all(one.well for one in self.instances)
 
     def document(self) -> dict[str, Any]:
         return {**asdict(self), "healthy": self.healthy}
@@ -87,6 +91,7 @@ def fleet_status(
     session: Session,
     found: Mapping[str, FoundHost | VllmdeployError],
     services: tuple[ServiceStatus, ...] = (),
+    instances: tuple[Known, ...] = (),
 ) -> FleetStatus:
     groups: dict[str, _Group] = {}
     for host in session.fleet.hosts:
@@ -111,6 +116,7 @@ def fleet_status(
         hosts=hosts,
         warnings=(*_open_doors(session), *_not_in_the_list(groups)),
         services=services,
+        instances=instances,
     )
 
 
