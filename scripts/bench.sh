@@ -13,7 +13,12 @@ measure() {
     cat "$output"
 }
 
-measure bench/batch.py --rows 200000
+measure bench/batch.py
+if [ -x .venv-engine/bin/python ]; then
+    measure bench/batch_real.py
+else
+    printf '== beside vllm run-batch: needs scripts/engine.sh: left out\n'
+fi
 measure bench/simulate_routing.py
 measure bench/gateway.py
 measure bench/instances.py

@@ -38,6 +38,6 @@ def test_an_instance_that_comes_up_between_two_looks_at_the_clock_is_taken() -> 
         return (await instances.acquire()).name
 
     try:
-        assert loop.run_until_complete(asyncio.wait_for(take(), 105)) == "http://127.0.0.1:1"
+        assert loop.run_until_complete(asyncio.wait_for(take(), 105)) == "one"
     finally:
         loop.close()

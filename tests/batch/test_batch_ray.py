@@ -13,7 +13,7 @@ import pytest
 
 from tests.batch.fake_engine import DIE
 from vllmdeploy.batch.ray_engines import EngineSpec, RayEngines, vllm_argv
-from vllmdeploy.batch.ray_worker import EngineWorker
+from vllmdeploy.batch.ray_worker import EngineWorker, last_words
 from vllmdeploy.batch.run import run_batch
 from vllmdeploy.batch.spec import BatchSpec, Effort
 from vllmdeploy.errors import NotHealthy, UsageError
@@ -70,9 +70,25 @@ def listens(port: int) -> bool:
 
 def test_an_engine_that_cannot_start_says_its_own_last_words(tmp_path: Path) -> None:
     worker = EngineWorker()
-    with pytest.raises(RuntimeError, match="before it was well:\n  no such model"):
+    with pytest.raises(RuntimeError, match=r"before it was well: no such model$"):
         worker.start(("-c", "raise SystemExit('no such model')"), {}, "127.0.0.1", PATIENCE_S)
     worker.stop()
+
+
+def test_last_words_begin_with_the_cause_where_the_log_names_one() -> None:
+    log = (
+        "INFO loading\n"
+        "(EngineCore pid=7) ERROR 11-21 12:00:00 [core.py:9]     raise ValueError(\n"
+        "(EngineCore pid=7) ERROR 11-21 12:00:00 [core.py:9] ValueError: too little memory\n"
+        + "  File utils.py, line 1\n" * 20
+        + "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    )
+    said = last_words(log).splitlines()
+    assert said[0] == "ValueError: too little memory"
+    assert said[-1] == "  RuntimeError: Engine core initialization failed. See root cause above."
+    assert len(said) == 16
+    assert last_words("one\n\ntwo\n") == "two\n  one"
+    assert last_words("\n") == "(no output)"
 
 
 def spec(folder: Path, engines: RayEngines) -> BatchSpec:

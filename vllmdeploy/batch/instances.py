@@ -31,7 +31,7 @@ class Instance:
         self.tokens = 0
         self._trouble = 0
         self._probing = False
-        self.name = _plain(str(upstream.address))
+        self.name = _plain(upstream.id)
 
     def room(self, now: float) -> int:
         """An instance that failed is tried with a single row, whatever is still in flight there."""

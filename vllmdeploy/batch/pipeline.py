@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -83,7 +84,7 @@ def _upstreams(client: HasUpstreams | str | Sequence[str] | None) -> tuple[Upstr
     if isinstance(client, str):
         return upstreams_of([client])
     if isinstance(client, HasUpstreams):
-        return tuple(client.upstreams)
+        return tuple(replace(one, id=str(one.address)) for one in client.upstreams)
     return upstreams_of([*client])
 
 

@@ -225,6 +225,7 @@ def _joined(address: str) -> Any:
     except Exception as error:  # Ray raises many kinds for an address, a version or a token
         raise UsageError(
             f"Ray at {address} cannot be joined: {str(error).strip() or type(error).__name__}",
-            hint="run this on a node of the cluster, or set RAY_ADDRESS to HOST:PORT",
+            hint="run this on a node of the cluster, or set RAY_ADDRESS to HOST:PORT; "
+            "a cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too",
         ) from error
     return ray

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from typing import Any
 _LOOK_EVERY_S = 0.5
 _STOP_S = 15.0
 _LAST_LINES = 15
+_LOG_READ = 1 << 20
+# "(EngineCore pid=7) ERROR 11-21 12:00:00 [core.py:9] ValueError: no room" names what went wrong;
+# the program's last line is often only that something did ("see root cause above").
+_NAMES_THE_CAUSE = re.compile(r"(?:^|[\])] )((?:\w+\.)*\w+(?:Error|Exception)\b.*\S)\s*$")
 # Ends the engine's whole session when its standard input closes, which it does however the actor
 # that holds the other end dies.
 _GUARD = """
@@ -73,16 +78,16 @@ class EngineWorker:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env=_inherited() | dict(environment),
             )
         until = time.monotonic() + ready_s
         while not _well(ip, port):
             if self._process.poll() is not None:
-                raise RuntimeError(f"the engine ended before it was well:\n{self._last_words()}")
+                raise RuntimeError(f"the engine ended before it was well: {self._last_words()}")
             if time.monotonic() > until:
                 self.stop()
                 words_now = self._last_words()
-                raise RuntimeError(f"the engine was not well in {ready_s:g} s:\n{words_now}")
+                raise RuntimeError(f"the engine was not well in {ready_s:g} s: {words_now}")
             time.sleep(_LOOK_EVERY_S)
         return ip, port
 
@@ -91,7 +96,7 @@ class EngineWorker:
         if self._process is None:
             return "the engine was never started"
         status = self._process.wait()
-        return f"the engine ended with {status}:\n{self._last_words()}"
+        return f"the engine ended with {status}: {self._last_words()}"
 
     def stop(self) -> None:
         process = self._process
@@ -105,10 +110,27 @@ class EngineWorker:
 
     def _last_words(self) -> str:
         try:
-            text = self._log.read_bytes()[-8192:].decode("utf-8", "replace")
+            with self._log.open("rb") as log:
+                log.seek(max(0, self._log.stat().st_size - _LOG_READ))
+                text = log.read().decode("utf-8", "replace")
         except OSError:
             return "(no output)"
-        return "\n".join(f"  {line}" for line in text.splitlines()[-_LAST_LINES:])
+        return last_words(text)
+
+
+def last_words(log: str) -> str:
+    """Its first line says the cause where the log names one; the log's end is below it."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    if not lines:
+        return "(no output)"
+    named = filter(None, map(_NAMES_THE_CAUSE.search, lines))
+    cause = next((found[1] for found in named), lines[-1].strip())
+    return "\n".join((cause, *(f"  {line}" for line in lines[-_LAST_LINES:] if line != cause)))
+
+
+def _inherited() -> dict[str, str]:
+    """Ray allows its actors one thread each, by this variable; engines find their own number."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 def _free_port(ip: str) -> int:

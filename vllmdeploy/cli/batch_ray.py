@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vllmdeploy.accelerators import cpu
 from vllmdeploy.batch.ray_engines import EngineSpec, RayEngines, vllm_argv
 from vllmdeploy.batch.run import run_batch
 from vllmdeploy.cli import output
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from vllmdeploy.batch.runner import Listener
     from vllmdeploy.batch.spec import BatchSpec
     from vllmdeploy.config.settings import Settings
+
+
+# Without them each engine wants nearly all of its host's memory, and binds to the same first cores.
+_WITHOUT_CARDS = {"VLLM_CPU_KVCACHE_SPACE": "4", **cpu.ACCELERATOR.instance_environment}
 
 
 def model_name(model: str | None) -> str | None:
@@ -31,7 +36,7 @@ def engine_spec(settings: Settings, model: str, engines: int, cards: int) -> Eng
         more += ["--max-model-len", str(settings.max_model_len)]
     return EngineSpec(
         argv=vllm_argv(where, name, cards=cards, more=tuple(more)),
-        environment=dict(settings.extra_env),
+        environment={**({} if cards else _WITHOUT_CARDS), **settings.extra_env},
         count=engines,
         cards=cards,
         address=str(settings.ray_address or "auto"),
