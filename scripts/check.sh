@@ -12,7 +12,7 @@ check() {
 check .venv/bin/ruff format --check .
 check .venv/bin/ruff check .
 if command -v shellcheck >/dev/null; then
-    check shellcheck scripts/*.sh tests/rig/*.sh .ci/run
+    check shellcheck -x scripts/*.sh templates/image/*.sh tests/rig/*.sh .ci/run
 else
     printf '== shellcheck is not installed: the scripts were not checked\n'
     [ "${CI:-}" != true ] || status=1

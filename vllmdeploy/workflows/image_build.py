@@ -161,9 +161,9 @@ def carry_out(session: Session, job: Job) -> Image:
 
 
 def _small(session: Session, build: Build) -> dict[str, bytes]:
-    names = (build.dockerfile, "add.sh")
-    found = {name: template.raw(f"image/{name}") for name in names}
     for_cpu = build.dockerfile == "Dockerfile.cpu"
+    names = (build.dockerfile, "add.sh", *(("cpu_engine.sh",) if for_cpu else ()))
+    found = {name: template.raw(f"image/{name}") for name in names}
     return {**found, **({"vllmdeploy.zip": session.package[0]} if for_cpu else {})}
 
 
