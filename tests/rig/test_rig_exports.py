@@ -1,12 +1,19 @@
-"""Exported units and firewall lines, put to the programs that they are written for."""
+"""Exported files and firewall lines, put to the programs that they are written for."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml  # type: ignore[import-untyped]  # it brings no types, and only tests read YAML
+
 from tests.workflows.test_export_files import export, loaded
+from tests.workflows.test_export_mps import written
+from vllmdeploy.accelerators.registry import VENDORS
 from vllmdeploy.workflows.export_files import firewall_lines
 
 
@@ -33,3 +40,56 @@ def test_iptables_takes_the_exported_lines(tmp_path: Path) -> None:
         in done.stdout
     )
     assert done.stdout.count("-s 10.0.0.2/32") == 8
+
+
+def composed(folder: Path) -> dict[str, dict[str, object]]:
+    """The services as Compose itself has read them."""
+    words = ("docker-compose", "--file", str(folder / "compose.yaml"), "config")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    services: dict[str, dict[str, object]] = yaml.safe_load(done.stdout)["services"]
+    return services
+
+
+needs_compose = pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="docker-compose is not installed"
+)
+
+
+@needs_compose
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_compose_takes_the_exported_file_of_every_vendor(tmp_path: Path, vendor: str) -> None:
+    export(tmp_path, "compose", ACCELERATOR=vendor, EXTRA_ENV="A=$b C=d#e")
+    services = composed(tmp_path / "out/gpu-01")
+    assert set(services) == {"Llama-2-7b-1", "Llama-2-7b-3", "gateway"}
+    environment = services["Llama-2-7b-1"]["environment"]
+    # What it prints can be read again as it is, so the dollar is doubled there too.
+    assert isinstance(environment, dict)
+    assert (environment["A"], environment["C"]) == ("$$b", "d#e")
+
+
+@needs_compose
+def test_compose_takes_the_seeds_two_engines_on_a_card(tmp_path: Path) -> None:
+    written(tmp_path)
+    services = composed(tmp_path / "gpu-01")
+    first = next(one for name, one in services.items() if name.endswith("-1"))
+    assert "/tmp/nvidia-mps/card-0" in json.dumps(first["volumes"])
+    assert first["ipc"] == "host"
+
+
+def test_nft_takes_the_exported_lines(tmp_path: Path) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("nft is not installed")
+    lines = firewall_lines(loaded(tmp_path, API_ALLOW="10.1.0.0/16,fd00::/64"), ("nft",))["gpu-01"]
+    usual = "type filter hook input priority 0; policy drop;"
+    script = (
+        f"set -e\nnft add table inet filter\nnft 'add chain inet filter input {{ {usual} }}'\n"
+        f"{lines}\nnft list chain inet filter input"
+    )
+    done = subprocess.run(
+        ("unshare", "--net", "sh", "-c", script), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'ip saddr 10.1.0.0/16 tcp dport 8000 accept comment "vllmdeploy"' in done.stdout
+    assert 'ip6 saddr fd00::/64 tcp dport 8000 accept comment "vllmdeploy"' in done.stdout
+    assert "ip saddr 10.0.0.2 tcp dport { 6379, 8001-8004, 8100-8199" in done.stdout

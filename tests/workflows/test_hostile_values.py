@@ -15,6 +15,7 @@ from vllmdeploy.accelerators.registry import VENDORS
 from vllmdeploy.config.settings import Loaded, load
 from vllmdeploy.core.command import Command
 from vllmdeploy.effects.local import LocalShell
+from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.errors import SettingsError
 from vllmdeploy.workflows.offline import decide_offline
 
@@ -100,7 +101,11 @@ def hold(folder: Path, what: Loaded | None) -> Command | None:
     if what is None:
         return None
     command = None
-    for step in decide_offline(what, cards=2):
+    try:
+        decided = decide_offline(what, cards=2)
+    except PreflightRefused:
+        return None
+    for step in decided:
         if step.command.argv[:2] == ("docker", "run"):
             command = step.command
             assert received(folder, command) == command.argv
