@@ -15,8 +15,7 @@ from vllmdeploy.accelerators.registry import VENDORS
 from vllmdeploy.config.settings import Loaded, load
 from vllmdeploy.core.command import Command
 from vllmdeploy.effects.local import LocalShell
-from vllmdeploy.errors import PreflightRefused
-from vllmdeploy.errors import SettingsError
+from vllmdeploy.errors import PreflightRefused, SettingsError
 from vllmdeploy.workflows.offline import decide_offline
 
 # Whatever a shell gives a meaning to; `touch ran` leaves a trace if one of them works.
