@@ -236,7 +236,7 @@ def test_the_bar_shows_numbers_instances_and_why_it_waits() -> None:
     console.print(bar(progress(ok=1)))
     text = console.export_text().splitlines()
     console.file.close()
-    assert "50.0%  1/2  left 0:00:00" in text[0]
+    assert "50.0%  1/2  0:00:01 gone  0:00:00 left" in text[0]
     assert text[1].rstrip() == "ok 1  failed 0  in flight 3  2.0 rows/s  50 tokens/s"
     assert text[2].rstrip() == "  http://a:1  3/16 in flight  ok 1  failed 0"
     assert text[3].rstrip() == "  http://b:0  0/8 in flight  ok 0  failed 0  refused"

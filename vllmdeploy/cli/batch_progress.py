@@ -62,7 +62,8 @@ def bar(progress: Progress) -> RenderableType:
     top.add_row(
         ProgressBar(total=max(1, progress.total), completed=progress.done),
         f"{share:.1f}%  {progress.done}/{progress.total}  "
-        f"left {duration(left) if left is not None else '-:--:--'}",
+        f"{duration(progress.seconds)} gone  "
+        f"{duration(left) if left is not None else '-:--:--'} left",
     )
     counts = Text.assemble(
         (f"ok {progress.ok}", "green"),
