@@ -123,6 +123,31 @@ def reports(head: Node, wanted: dict[str, float]) -> None:
     until(f"Ray reports {wanted}", lambda: cards(head) == wanted, limit_s=LIMIT_S, every_s=0.2)
 
 
+# An engine as Ray meets it: a child of what the warden started asks for a card per rank.
+ENGINE = """
+import subprocess, sys
+driver = '''
+import ray, time
+ray.init(log_to_driver=False)
+group = ray.util.placement_group([{"GPU": 1}] * 5)
+ray.get(group.ready())
+time.sleep(1000)
+'''
+subprocess.run([sys.executable, "-c", driver])
+"""
+
+
+def engine(head: Node, address: str) -> None:
+    argv = [sys.executable, "-c", ENGINE]
+    head.spec("m", argv=argv, env={"RAY_ADDRESS": address}, needs=["ray"])
+
+
+def placement(head: Node) -> dict[str, int]:
+    engines = head.ask("status")["engines"]
+    found: dict[str, int] = engines["m"]["placement"] if "m" in engines else {}
+    return found
+
+
 def test_a_cluster_forms_heals_and_ends(cluster: Cluster) -> None:
     head, worker = cluster.node("head"), cluster.node("worker")
     try:
@@ -143,6 +168,9 @@ def test_a_cluster_forms_heals_and_ends(cluster: Cluster) -> None:
         assert {node["ip"] for node in answer["nodes"]} == {cluster.ip}
         until("what is used", lambda: used(head) == [0.0, 0.0], limit_s=LIMIT_S, every_s=0.2)
         assert head.ask("status")["missing_nodes"] == []
+        engine(head, f"{cluster.ip}:{cluster.port + 10}")
+        placed = until("its cards", lambda: placement(head) or None, limit_s=LIMIT_S, every_s=0.2)
+        assert placed == {"gpu-01": 2, "gpu-02": 3}
 
         raylet = pid_of(worker, "raylet/raylet")
         os.kill(raylet, signal.SIGKILL)

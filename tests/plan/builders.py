@@ -21,9 +21,10 @@ from vllmdeploy.core.spec import (
     ROLE_LABEL,
 )
 from vllmdeploy.plan.group import GroupPlan, decide_group
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.supervise import InDocker
-from vllmdeploy.plan.up import Payload, plan_up
+from vllmdeploy.plan.up import plan_up
 from vllmdeploy.plan.wanted import Wanted, WantedGroup
 from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.docker import Container, Engine

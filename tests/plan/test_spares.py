@@ -6,10 +6,11 @@ from tests.plan.builders import TOKEN, after, bare, joined, lines, settled, want
 from vllmdeploy.accelerators import registry
 from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.plan.group import decide_group
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.supervise import InDocker
-from vllmdeploy.plan.up import Payload, plan_up
+from vllmdeploy.plan.up import plan_up
 
 FLEET = [
     bare("gpu-01", "10.0.0.1", head=True),

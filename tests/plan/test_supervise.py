@@ -12,9 +12,10 @@ from vllmdeploy.core.card import Card, CardReport
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.core.plan import Plan
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.supervise import AsProcess, InDocker, InSystemd, Supervisor, supervisor
-from vllmdeploy.plan.up import Payload, plan_up
+from vllmdeploy.plan.up import plan_up
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.system import System
 

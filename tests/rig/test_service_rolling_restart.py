@@ -11,7 +11,7 @@ import pytest
 from tests.rig import claim, own_machine
 from tests.rig.own_machine import REAL_MODEL, Load, Machine
 from tests.rig.service_engine import need_engine
-from tests.support.fake_vllm import BAD_SEED
+from tests.support.fake_vllm import BAD_SEED, FRAIL_SEED
 
 REQUESTS = 1_000
 
@@ -59,6 +59,21 @@ def test_two_replicas_restart_under_load_and_no_request_fails(pretended: Machine
     assert machine.asks("m") == 200
     again = machine.runs("restart-service", "m", "--dry-run", "--json")
     assert len(json.loads(again.stdout)["steps"]) == 12
+
+
+def test_an_engine_that_dies_at_its_first_request_never_gets_one_of_a_user(
+    pretended: Machine,
+) -> None:
+    machine = pretended
+    machine.succeeds("up", "--yes")
+    began = machine.runs("start-service", "m", "1", "--yes", "--", "--seed", FRAIL_SEED)
+    assert began.returncode == 5, began.stderr
+    assert "m does not start: exited with code 0 without being asked to" in began.stderr
+    assert "EngineDeadError: CUDA error: an illegal memory access" in began.stderr
+    assert "undone: as before" in began.stderr
+    assert services(machine) == []
+    gone = machine.runs("stop-service", "m", "--yes")
+    assert (gone.returncode, "there is no service m" in gone.stderr) == (2, True)
 
 
 @pytest.mark.long

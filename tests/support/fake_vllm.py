@@ -1,7 +1,9 @@
 """A stand-in for vLLM as a program: its command line, its server, and what it is asked about.
 
 Installed as a package `vllm` into an environment of its own, where wardens start it as they would
-the real one. A flag `--seed 13` makes it load and then fail, as a bad version does.
+the real one. A flag `--seed 13` makes it load and then fail, as a bad version does; with
+`--seed 17` it loads, says that it is well, and ends at the first request, as vLLM does: with
+status 0.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
+import os
 import sys
 import time
 
 BAD_SEED = "13"
+FRAIL_SEED = "17"
 LOADS_S = 1.0
 ANSWERS_S = 0.02
 
@@ -25,7 +29,13 @@ class Engine(http.server.BaseHTTPRequestHandler):
             return self._answer("vllm:num_requests_running 0\nvllm:generation_tokens_total 1\n")
         return self._answer('{"data": []}')
 
+    frail = False
+
     def do_POST(self) -> None:
+        if self.frail:
+            sys.stdout.write("EngineDeadError: CUDA error: an illegal memory access\n")
+            sys.stdout.flush()
+            os._exit(0)
         self.rfile.read(int(self.headers.get("Content-Length", "0")))
         time.sleep(ANSWERS_S)
         choice = {"index": 0, "text": " Paris", "finish_reason": "stop"}
@@ -52,6 +62,7 @@ def main(argv: list[str]) -> int:
     if given.get("--seed") == BAD_SEED:
         sys.stdout.write("RuntimeError: these weights are not for this model\n")
         return 1
+    Engine.frail = given.get("--seed") == FRAIL_SEED
     server = http.server.ThreadingHTTPServer((given["--host"], int(given["--port"])), Engine)
     server.serve_forever()
     return 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from vllmdeploy.core.command import Result
 from vllmdeploy.workflows.service_traffic import Traffic, one_per_service, read
@@ -62,6 +63,13 @@ def test_one_engine_alone_is_the_service_and_says_its_own_reason() -> None:
     assert (one.requests_per_s, one.tokens_per_s) == (None, None)
     (only,) = one_per_service([("m", engine("m.2", "starting"))], Traffic())
     assert (only.service, only.why) == ("m", "m.2: starting")
+
+
+def test_cards_of_all_its_engines_are_counted_by_host() -> None:
+    first = replace(engine("m"), placement={"gpu-01": 2, "gpu-02": 1})
+    second = replace(engine("m.2"), placement={"gpu-02": 3})
+    (one,) = one_per_service([("m", first), ("m", second)], Traffic())
+    assert one.placement == {"gpu-01": 2, "gpu-02": 4}
 
 
 def test_a_gateway_that_says_something_else_says_nothing() -> None:

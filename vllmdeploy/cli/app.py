@@ -24,6 +24,7 @@ from vllmdeploy.cli import (
     init,
     instances,
     keys,
+    looking,
     model,
     mps,
     node,
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None, world: World | None = None) -> None:
 app.command()(init.init)
 app.command()(trust.trust)
 cluster.mount(app)
+looking.mount(app)
 node.mount(app)
 service.mount(app)
 demo.mount(app)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vllmdeploy.cli import output
 
 if TYPE_CHECKING:
     from vllmdeploy.plan.instances_known import Known
-    from vllmdeploy.workflows.status import FleetStatus
+    from vllmdeploy.workflows.status import FleetStatus, ServiceStatus
 
 
 def status_text(seen: FleetStatus) -> str:
@@ -39,28 +39,34 @@ def status_text(seen: FleetStatus) -> str:
 
 
 def services_text(seen: FleetStatus) -> str:
-    rows = [
-        (
-            one.service,
-            one.group,
-            f"{one.tensor_parallel}x{one.pipeline_parallel}",
-            one.state,
-            f"{one.ready}/{one.replicas}",
-            one.since or "-",
-            "-" if one.running is None else f"{one.running}+{one.waiting or 0}",
-            "-" if one.requests_per_s is None else f"{one.requests_per_s:.1f}",
-            "-" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}",
-            "-" if one.cache is None else f"{one.cache:.0%}",
-            str(one.restarts),
-            one.why,
-        )
-        for one in seen.services
-    ]
     headings = (
         *("SERVICE", "GROUP", "TPxPP", "STATE", "UP", "SINCE", "REQUESTS", "REQ/S", "TOKENS/S"),
-        *("KV", "RESTARTS", "WHY"),
+        *("KV", "RESTARTS", "CARDS", "WHY"),
     )
-    return output.table(headings, rows)
+    return output.table(headings, [_service_row(one) for one in seen.services])
+
+
+def _service_row(one: ServiceStatus) -> tuple[str, ...]:
+    other_model = one.model and one.model != one.service
+    return (
+        f"{one.service} ({one.model})" if other_model else one.service,
+        one.group,
+        f"{one.tensor_parallel}x{one.pipeline_parallel}",
+        one.state,
+        f"{one.ready}/{one.replicas}",
+        one.since or "-",
+        "-" if one.running is None else f"{one.running}+{one.waiting or 0}",
+        "-" if one.requests_per_s is None else f"{one.requests_per_s:.1f}",
+        "-" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}",
+        "-" if one.cache is None else f"{one.cache:.0%}",
+        str(one.restarts),
+        _cards(one.placement),
+        one.why,
+    )
+
+
+def _cards(placement: Mapping[str, int]) -> str:
+    return ",".join(f"{host}:{count}" for host, count in placement.items()) or "-"
 
 
 def instances_text(found: Sequence[Known]) -> str:

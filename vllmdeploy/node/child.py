@@ -78,6 +78,8 @@ class Child:
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._drain: Callable[[], None] = lambda: None
+        self.placement: Mapping[str, int] = {}
+        """Cards by host, once Ray has said where they are."""
         self._log = RotatedLog(
             around.logs / f"{spec.name}.log", size_limit=around.log_size, files=around.log_files
         )
@@ -138,6 +140,7 @@ class Child:
         marks = {processes.RUN_MARK: around.run, processes.CHILD_MARK: spec.name}
         env = {**around.env, **spec.env, **marks}
         self._lines.clear()
+        self.placement = {}
         try:
             argv = ray.command(spec.argv, env.get("PATH", os.defpath))
             started = processes.spawn(argv, env)
@@ -178,7 +181,7 @@ class Child:
         loop = asyncio.get_running_loop()
         patience = loop.time() + _CLEAR_PATIENCE_S
         reason = self.life.reason
-        while left := self._members():
+        while left := self.members():
             processes.kill(left)
             if loop.time() > patience:
                 words = f"{reason}; processes that do not end: {', '.join(map(str, left))}"
@@ -194,7 +197,7 @@ class Child:
         self.handle(Needs(await self._needs(False)))
         self.handle(Cleared())
 
-    def _members(self) -> tuple[int, ...]:
+    def members(self) -> tuple[int, ...]:
         return processes.members(
             processes.everything(),
             warden=os.getpid(),
@@ -234,6 +237,7 @@ class Child:
             "pid": self.pid or None,
             "since": self._since,
             "took_s": self._took,
+            "placement": dict(self.placement),
             "generation": self.spec.env.get(GENERATION_VARIABLE, ""),
             "restarts": life.restarts,
             "failures": len(life.failures),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from vllmdeploy.node import output, processes, ray
+from vllmdeploy.node import output, placement, processes, ray
 from vllmdeploy.node.probe import ask
 
 _EVERY_S = 1.5
@@ -75,6 +75,18 @@ class NodeWatch:
             elif time.monotonic() - self._heard_at > _HELPER_SILENT_S:
                 processes.kill((self._helper,))
             await asyncio.sleep(_EVERY_S)
+
+    async def cards_by_driver(self) -> Mapping[int, Mapping[str, int]]:
+        """Where the cards are that a process of this node got of Ray; nothing without a dashboard,
+        or while it does not answer."""
+        url = ray.dashboard_url(self._argv)
+        if not url or not self._valid:
+            return {}
+        headers = self._authorization()
+        jobs = await ask(f"{url}{placement.JOBS}", limit_s=_LIMIT_S, headers=headers)
+        groups = await ask(f"{url}{placement.GROUPS}", limit_s=_LIMIT_S, headers=headers)
+        names = {node.id: node.name for node in self._nodes}
+        return placement.cards_by_driver(jobs.body, groups.body, names)
 
     async def _ask_dashboard(self, url: str) -> bool:
         headers = self._authorization()

@@ -28,6 +28,7 @@ class RayNode:
     alive: bool
     resources: Mapping[str, float] = field(default_factory=dict[str, float])
     used: Mapping[str, float] = field(default_factory=dict[str, float])
+    id: str = ""
 
 
 class RayMissing(Exception):
@@ -138,6 +139,7 @@ def _state_node(row: Mapping[str, object], usage: Mapping[str, object]) -> RayNo
         alive=row.get("state") == "ALIVE",
         resources=resources,
         used=_numbers({name: pair[0] for name, pair in pairs.items() if pair}),
+        id=str(row.get("node_id") or ""),
     )
 
 

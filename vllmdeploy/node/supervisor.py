@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vllmdeploy.node.spec import ChildSpec
 from vllmdeploy.node.table import Phase, Retry
 
 _FOLDER_EVERY_S = 1.0
+_PLACEMENT_EVERY_S = 2.0
+_PLACEMENT_TRIES = 15
 _TCP_LIMIT_S = 2.0
 _REFUSALS = 3  # at half a second each; a GCS that refuses is gone, a slow one only times out
 _RAY_RESERVE_S = 17.0  # of the time to stop, kept for Ray after the engines
@@ -51,6 +54,7 @@ class Supervisor:
         self.main = Child(main, around, self._main_needs, main=True) if main else None
         if self._nodes is not None:
             around.background.start(self._nodes.follow())
+            around.background.start(self._follow_placements(self._nodes))
         if assignment.services is not None:
             around.background.start(self._follow_folder(assignment.services))
 
@@ -221,10 +225,30 @@ class Supervisor:
             self._links[spec.name] = link
         return child
 
+    async def _follow_placements(self, nodes: NodeWatch) -> None:
+        """Asked until it is known, once for each start: ranks stay where they are until they end.
+        An engine that asked Ray for no cards has no place."""
+        asked: Counter[int] = Counter()
+        while True:
+            await asyncio.sleep(_PLACEMENT_EVERY_S)
+            unknown = [one for one in self._engines.values() if _to_be_placed(one, asked)]
+            found = await nodes.cards_by_driver() if unknown else {}
+            for child in unknown:
+                asked[child.pid] += 1
+                child.placement = next(
+                    (found[pid] for pid in child.members() if pid in found), child.placement
+                )
+                self._around.changed()
+
     def _descendants(self) -> tuple[int, ...]:
         return processes.members(
             processes.everything(), warden=os.getpid(), leader=0, others=(), claims=lambda _: True
         )
+
+
+def _to_be_placed(child: Child, asked: Mapping[int, int]) -> bool:
+    known = bool(child.placement) or asked.get(child.pid, 0) >= _PLACEMENT_TRIES
+    return child.spec.needs_ray and child.life.phase == Phase.RUNNING and not known
 
 
 def _as_rank(child: Child) -> tuple[Rank, int]:

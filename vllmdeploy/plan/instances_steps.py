@@ -12,10 +12,10 @@ from vllmdeploy.plan import service_steps
 from vllmdeploy.plan.instances_node import Instance
 from vllmdeploy.plan.instances_wanted import FoundInstances, node_name
 from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.node_steps import add_pull
 from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.supervise import Made, Supervisor
-from vllmdeploy.plan.up import add_pull
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import files
 from vllmdeploy.tools.vllm_engine import START_LIMIT_S, parse_engine

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vllmdeploy.core.command import Command, Result
-from vllmdeploy.core.plan import Draft, Plan, Run, Step, Wait
-from vllmdeploy.core.spec import NodeSpec
+from vllmdeploy.core.plan import Draft, Plan, Wait
 from vllmdeploy.errors import NotHealthy, PreflightRefused
 from vllmdeploy.plan import preflight
 from vllmdeploy.plan.group import GroupPlan
 from vllmdeploy.plan.node import Member, node_spec
+from vllmdeploy.plan.node_steps import NodeSteps, Payload, add_pull
 from vllmdeploy.plan.observed import FoundNode
-from vllmdeploy.plan.supervise import Made, Supervisor
+from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import files, images, ray, warden
+from vllmdeploy.tools import ray, warden
 
 # A node that Ray has not seen for this long, with a warden that thinks all is well, is started
 # anew; before that it is given time.
 _LOST_AFTER_S = 120
 _LOOK = "vllmdeploy logs, vllmdeploy status"
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """What the plan carries to the hosts; neither is ever shown."""
-
-    package: bytes
-    token: str
 
 
 def plan_up(
@@ -42,10 +34,10 @@ def plan_up(
     if reasons:
         raise PreflightRefused(reasons)
     draft = Draft()
-    for name, group in groups.items():
+    for group in groups.values():
         for note in group.notes:
             draft.note(note)
-        _Bringing(wanted, name, group.members, payload, supervisor, draft).write()
+        _Bringing(group.members, NodeSteps(wanted, payload, supervisor, draft)).write()
     return draft.finished()
 
 
@@ -59,17 +51,10 @@ def plan_pulls(wanted: Wanted, groups: Mapping[str, GroupPlan]) -> Plan:
     return draft.finished()
 
 
-def add_pull(draft: Draft, member: Member) -> str:
-    image = member.found.image_name
-    command = member.found.access.of(images.pull(image))
-    return draft.add(Step(member.name, "pull", f"image {image}", "not there", Run(command)))
-
-
 def plan_worker(wanted: Wanted, member: Member, payload: Payload, supervisor: Supervisor) -> Plan:
     """One worker alone, on its own host: the head is elsewhere and not ours to touch."""
     draft = Draft()
-    bringing = _Bringing(wanted, member.found.host.group, (member,), payload, supervisor, draft)
-    bringing.write_worker()
+    _Bringing((member,), NodeSteps(wanted, payload, supervisor, draft)).write_worker()
     return draft.finished()
 
 
@@ -77,12 +62,8 @@ def plan_worker(wanted: Wanted, member: Member, payload: Payload, supervisor: Su
 class _Bringing:
     """The writing of one group's part of the plan."""
 
-    wanted: Wanted
-    group: str
     members: tuple[Member, ...]
-    payload: Payload
-    supervisor: Supervisor
-    draft: Draft
+    steps: NodeSteps
 
     def write(self) -> None:
         if self.members[0].executor == "mp":
@@ -119,7 +100,7 @@ class _Bringing:
         generations = [
             node.generation
             for member in self.members
-            for node in member.found.ours(self.wanted.cluster)
+            for node in member.found.ours(self.steps.wanted.cluster)
         ]
         return max(generations, default=0) + 1
 
@@ -127,32 +108,12 @@ class _Bringing:
         self, member: Member, *, needs: tuple[str, ...], head_changed: bool
     ) -> tuple[str, ...]:
         """The steps for one host's node; the last step's key, or nothing to do."""
-        spec = node_spec(self.wanted, member, generation=self._generation)
-        made = self.supervisor.make(self.wanted, member, spec)
-        needs = (*needs, *self._out_of_the_way(member, spec))
-        ours = member.found.ours(self.wanted.cluster)
-        there = next((node for node in ours if node.name == spec.name), None)
-        secret = self._secret(member, made)
-        if there is None:
-            return self._create(member, spec, made, "not found", (*needs, *secret))
-        if there.fingerprint != made.fingerprint:
-            removed = self._remove(member, there, "settings changed")
-            return self._create(member, spec, made, "settings changed", (*needs, *removed, *secret))
-        cause = self._why_restart(member, there, head_changed=head_changed)
-        if not there.running:
-            return self._start(member, there, f"it is {there.state}", (*needs, *secret))
-        if secret:
-            cause = cause or "the Ray token changed"
-        return self._restart(member, there, cause, (*needs, *secret)) if cause else ()
+        spec = node_spec(self.steps.wanted, member, generation=self._generation)
 
-    def _out_of_the_way(self, member: Member, spec: NodeSpec) -> tuple[str, ...]:
-        """A node of ours in the other role: this host was head before, or worker."""
-        return tuple(
-            key
-            for other in member.found.ours(self.wanted.cluster)
-            if other.name != spec.name and other.role in ("ray-head", "ray-worker")
-            for key in self._remove(member, other, f"{member.name} is a {spec.role} now")
-        )
+        def why_restart(there: FoundNode) -> str:
+            return self._why_restart(member, there, head_changed=head_changed)
+
+        return self.steps.bring(member, spec, needs=needs, why_restart=why_restart)
 
     def _why_restart(self, member: Member, there: FoundNode, *, head_changed: bool) -> str:
         warden = member.found.wardens.get(there.name)
@@ -182,143 +143,46 @@ class _Bringing:
             for member in self.members
         )
 
-    def _add(
-        self,
-        member: Member,
-        verb: str,
-        subject: str,
-        cause: str,
-        action: Run | Wait,
-        needs: tuple[str, ...] = (),
-        *,
-        destructive: bool = False,
-        hint: str = "",
-    ) -> str:
-        elevated = replace(action, command=member.found.access.of(action.command))
-        return self.draft.add(
-            Step(
-                host=member.name,
-                verb=verb,
-                subject=subject,
-                cause=cause,
-                action=elevated,
-                needs=tuple(dict.fromkeys(needs)),
-                destructive=destructive,
-                hint=hint,
-            )
-        )
-
-    def _secret(self, member: Member, made: Made) -> tuple[str, ...]:
-        if not member.token:
-            return ()
-        layout, token = member.layout, self.payload.token.encode()
-        have = member.found.secrets.get("ray/ray_token", "")
-        if have == files.digest(token):
-            return ()
-        folder = self._add(
-            member,
-            "create",
-            "secrets folder",
-            "not found" if not have else "the head's token differs",
-            Run(files.folders(layout.ray_secrets, mode="0700", owner=made.owner)),
-        )
-        write = files.write(layout.ray_token, token, mode="0600", owner=made.owner)
-        cause = "differs from the head's" if have else "not found"
-        return (self._add(member, "write", "Ray token", cause, Run(write), (folder,)),)
-
-    def _create(
-        self, member: Member, spec: NodeSpec, made: Made, cause: str, needs: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        before = (*needs, *self._pull(member), *self._package(member))
-        layout = member.layout
-        folders = self._add(
-            member,
-            "create",
-            "folders",
-            cause,
-            Run(files.folders(layout.services, *made.folders, owner=made.owner)),
-        )
-        return (
-            self._add(
-                member,
-                "create",
-                spec.name,
-                cause,
-                Run(made.command),
-                (*before, folders),
-                hint=f"vllmdeploy logs {member.name}",
-            ),
-        )
-
-    def _pull(self, member: Member) -> tuple[str, ...]:
-        if self.wanted.runtime != "docker" or member.found.image is not None:
-            return ()
-        return (add_pull(self.draft, member),)
-
-    def _package(self, member: Member) -> tuple[str, ...]:
-        sha = self.wanted.package
-        if sha in member.found.packages:
-            return ()
-        path = f"{member.layout.package(sha)}/vllmdeploy.zip"
-        step = Run(files.write(path, self.payload.package))
-        return (self._add(member, "write", f"package {sha}", "not there", step),)
-
-    def _remove(self, member: Member, node: FoundNode, cause: str) -> tuple[str, ...]:
-        keys: tuple[str, ...] = ()
-        verbs = ("stop", "remove")
-        for verb, command in zip(verbs, self.supervisor.remove(node, member.layout), strict=False):
-            keys = (
-                self._add(member, verb, node.name, cause, Run(command), keys, destructive=True),
-            )
-        return keys
-
-    def _start(
-        self, member: Member, node: FoundNode, cause: str, needs: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        command = self.supervisor.start(node, member.layout)
-        return (self._add(member, "start", node.name, cause, Run(command), needs),)
-
-    def _restart(
-        self, member: Member, node: FoundNode, cause: str, needs: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        commands = self.supervisor.restart(node, member.layout)
-        verbs = ("restart",) if len(commands) == 1 else ("stop", "start")
-        for verb, command in zip(verbs, commands, strict=True):
-            needs = (
-                self._add(member, verb, node.name, cause, Run(command), needs, destructive=True),
-            )
-        return needs
-
     def _head_ready(self, head: Member, needs: tuple[str, ...]) -> tuple[str, ...]:
         """The head's own warden says when Ray accepts workers, well before its dashboard is up."""
         return (self._own_word(head, "Ray head", "workers join a head that answers", needs),)
 
     def _own_word(self, member: Member, subject: str, cause: str, needs: tuple[str, ...]) -> str:
         """Wait for what a node's own warden says of its Ray."""
-        name = preflight.node_name(self.wanted, member.found)
+        name = preflight.node_name(self.steps.wanted, member.found)
         wait = Wait(
-            command=self.supervisor.ctl(name, member.layout, self.wanted.package, "status"),
+            command=self.steps.supervisor.ctl(
+                name, member.layout, self.steps.wanted.package, "status"
+            ),
             missing=_ray_missing(member.name),
-            limit_s=self.wanted.patience_s,
+            limit_s=self.steps.wanted.patience_s,
             explain=(self._last_words(member),),
         )
-        return self._add(member, "await", subject, cause, wait, needs, hint=_LOOK)
+        return self.steps.add(member, "await", subject, cause, wait, needs, hint=_LOOK)
 
     def _all_there(self, head: Member, needs: tuple[str, ...]) -> str:
         count = len(self.members)
         subject = f"Ray cluster of {count} host{'s' if count > 1 else ''}"
-        name = preflight.node_name(self.wanted, head.found)
+        name = preflight.node_name(self.steps.wanted, head.found)
         wait = Wait(
-            command=self.supervisor.ctl(name, head.layout, self.wanted.package, "nodes"),
+            command=self.steps.supervisor.ctl(
+                name, head.layout, self.steps.wanted.package, "nodes"
+            ),
             missing=_missing(self._expected()),
-            limit_s=self.wanted.patience_s,
+            limit_s=self.steps.wanted.patience_s,
             explain=tuple(self._last_words(member) for member in self.members),
         )
-        return self._add(head, "await", subject, "all hosts and all cards", wait, needs, hint=_LOOK)
+        return self.steps.add(
+            head, "await", subject, "all hosts and all cards", wait, needs, hint=_LOOK
+        )
+
+    def _ctl(self, member: Member, word: str) -> Command:
+        name = preflight.node_name(self.steps.wanted, member.found)
+        return self.steps.supervisor.ctl(name, member.layout, self.steps.wanted.package, word)
 
     def _last_words(self, member: Member) -> tuple[str, Command]:
-        name = preflight.node_name(self.wanted, member.found)
-        command = self.supervisor.logs(name, member.layout, tail=12)
+        name = preflight.node_name(self.steps.wanted, member.found)
+        command = self.steps.supervisor.logs(name, member.layout, tail=12)
         return (member.name, member.found.access.of(command.within(15)))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from vllmdeploy.core.command import Result
-from vllmdeploy.core.reading import number
+from vllmdeploy.core.reading import count, fields, number
 from vllmdeploy.errors import last_line
 from vllmdeploy.tools.vllm import SERVE, SERVER, Vllm, normal
 
@@ -202,6 +202,8 @@ class EngineState:
     generation: str = ""
     took_s: float | None = None
     """How long its last start took."""
+    placement: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Cards by host, where Ray has said it."""
 
     @property
     def words(self) -> str:
@@ -265,4 +267,5 @@ def _own_state(shown: dict[str, Any]) -> EngineState:
         failure=str(failure.get("reason") or ""),
         generation=str(shown.get("generation") or ""),
         took_s=number(shown.get("took_s")),
+        placement={host: count(cards) for host, cards in fields(shown.get("placement")).items()},
     )

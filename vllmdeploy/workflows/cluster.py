@@ -18,9 +18,10 @@ from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, exec
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.down import plan_down
 from vllmdeploy.plan.group import GroupPlan, decide_group
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.spares import Lineup, lineup, retire
-from vllmdeploy.plan.up import Payload, plan_pulls, plan_up
+from vllmdeploy.plan.up import plan_pulls, plan_up
 from vllmdeploy.tools import access, files
 from vllmdeploy.workflows.session import Session
 

@@ -12,8 +12,9 @@ from vllmdeploy.core.layout import SYSTEM_STATE_ROOT, Layout
 from vllmdeploy.core.plan import Plan
 from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.network import Place
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.up import Payload, plan_up
+from vllmdeploy.plan.up import plan_up
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools.access import Access
 from vllmdeploy.workflows.session import Session

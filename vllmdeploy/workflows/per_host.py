@@ -17,8 +17,9 @@ from vllmdeploy.effects.connect import is_this_machine
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.group import decide_group
 from vllmdeploy.plan.network import Place
+from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.up import Payload, plan_worker
+from vllmdeploy.plan.up import plan_worker
 from vllmdeploy.tools import access, files
 from vllmdeploy.workflows.connecting import connect_all
 from vllmdeploy.workflows.session import Session

@@ -146,6 +146,7 @@ def _status(
         pipeline_parallel=service.pipeline_parallel,
         since=since if engine.since else "",
         restarts=engine.restarts,
+        placement=_placement(service, engine),
     )
     running, waiting = _figure(page, "running"), _figure(page, "waiting")
     return replace(
@@ -154,6 +155,12 @@ def _status(
         waiting=None if waiting is None else int(waiting),
         cache=_figure(page, "cache"),
     )
+
+
+def _placement(service: Service, engine: EngineState) -> Mapping[str, int]:
+    """Without Ray it was decided; with Ray it is told by the engine's warden."""
+    decided = {host: len(cards) for host, cards in service.placement.items()}
+    return decided or engine.placement
 
 
 def _figure(page: str, name: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -109,6 +110,7 @@ def _merged(name: str, engines: Sequence[ServiceStatus], seen: Traffic) -> Servi
         requests_per_s=seen.requests_per_s(name),
         tokens_per_s=seen.tokens_per_s(name),
         engines={one.service: _words(one) for one in engines},
+        placement=dict(sum((Counter(one.placement) for one in engines), Counter[str]())),
     )
 
 

@@ -56,7 +56,8 @@ class FleetStatus:
 class ServiceStatus:
     """One served model. `ready` of its `replicas` answer; `engines`: the state of each. `running`
     and `waiting` are requests; `cache` is the share of the KV cache in use; what passes through the
-    gateway is of the last second. None where nobody says."""
+    gateway is of the last second. None where nobody says. `placement`: cards by host, of all
+    engines together; empty where they are not known."""
 
     service: str
     model: str
@@ -75,6 +76,7 @@ class ServiceStatus:
     requests_per_s: float | None = None
     tokens_per_s: float | None = None
     engines: Mapping[str, str] = field(default_factory=dict[str, str])
+    placement: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(slots=True)
