@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.plan.service_builders import CONFIG
-from tests.rig.programs import until
+from tests.rig.programs import RigError, until
 from tests.support import fake_vllm
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
 from vllmdeploy.workflows.demo import MODEL, demo_files, engine_of
@@ -60,15 +61,22 @@ class Machine:
     def runs(self, *argv: str, limit_s: float = 300) -> Done:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
         program = (str(Path(sys.prefix, "bin/vllmdeploy")), *argv)
-        return subprocess.run(
+        with subprocess.Popen(
             program,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=limit_s,
-            check=False,
             cwd=self.folder,
             env=environment,
-        )
+        ) as started:
+            try:
+                out, err = started.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired as late:
+                # As Ctrl-C: it gives the fleet's lock back, so that what it left can be taken down.
+                started.send_signal(signal.SIGINT)
+                _, err = started.communicate(timeout=60)
+                raise RigError(f"no end within {limit_s:g} s: {argv}\n{err}") from late
+        return Done(program, started.returncode, out, err)
 
     def succeeds(self, *argv: str, limit_s: float = 300) -> str:
         done = self.runs(*argv, limit_s=limit_s)
