@@ -119,3 +119,24 @@ def test_exports_are_named_one_a_line(run: Run, open_folder: Path) -> None:
     assert out.splitlines()[0] == str(to / "gpu-01/compose.yaml")
     code, _, err = run("export", "firewall", "--tool", "ufw")
     assert (code, "a firewall needs addresses: gpu-01, gpu-02" in err) == (2, True)
+
+
+def test_a_firewall_is_opened_only_when_that_is_asked_for(run: Run, open_folder: Path) -> None:
+    nodes = "gpu-01 ip=10.0.0.1 head=yes\ngpu-02 ip=10.0.0.2\n"
+    Path("worker_nodes.txt").write_text(nodes)
+    ufw = open_folder / "gpu-02/bin/ufw"
+    ufw.write_text('#!/bin/sh\necho "ufw $*" >> ufw.log\necho "Status: active"\n')
+    ufw.chmod(0o755)
+    assert run("export", "firewall")[0] == 0
+    assert not (open_folder / "gpu-02/ufw.log").exists()
+    code, out, err = run("export", "firewall", "--apply", "--dry-run")
+    assert code == 0, err
+    assert "# gpu-02: open ports to the fleet and to callers, by ufw" in out
+    assert "# note: gpu-01: neither ufw nor firewalld is active, nothing is opened" in out
+    code, _, err = run("export", "firewall", "--apply", "--tool", "ufw", "--tool", "nft")
+    assert (code, "--apply takes one --tool" in err) == (2, True)
+    code, _, err = run("export", "firewall", "--apply", "--yes")
+    assert code == 0, err
+    asked = (open_folder / "gpu-02/ufw.log").read_text().splitlines()
+    assert "ufw allow proto tcp from 10.0.0.1 to any port" in asked[-1]
+    assert not any("allow" in line for line in asked[:-1])

@@ -14,7 +14,8 @@ import yaml  # type: ignore[import-untyped]  # it brings no types, and only test
 from tests.workflows.test_export_files import export, loaded
 from tests.workflows.test_export_mps import written
 from vllmdeploy.accelerators.registry import VENDORS
-from vllmdeploy.workflows.export_files import firewall_lines
+from vllmdeploy.tools.firewall import Opening, applied
+from vllmdeploy.workflows.export_firewall import firewall_lines
 
 
 def test_systemd_finds_nothing_wrong_with_the_exported_units(tmp_path: Path) -> None:
@@ -93,3 +94,43 @@ def test_nft_takes_the_exported_lines(tmp_path: Path) -> None:
     assert 'ip saddr 10.1.0.0/16 tcp dport 8000 accept comment "vllmdeploy"' in done.stdout
     assert 'ip6 saddr fd00::/64 tcp dport 8000 accept comment "vllmdeploy"' in done.stdout
     assert "ip saddr 10.0.0.2 tcp dport { 6379, 8001-8004, 8100-8199" in done.stdout
+
+
+WAY_IN = {
+    "nft": "nft add table inet filter\nnft 'add chain inet filter input"
+    " { type filter hook input priority 0; policy drop; }'\n",
+    "iptables": "",
+}
+SHOWN = {"nft": "nft list chain inet filter input", "iptables": "iptables -S INPUT"}
+
+
+@pytest.mark.parametrize("tool", ["nft", "iptables"])
+def test_what_is_applied_twice_is_there_once_and_what_is_others_stays(tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    others = {
+        "nft": "nft add rule inet filter input tcp dport 22 accept comment '\"ssh\"'",
+        "iptables": "iptables -A INPUT -p tcp --dport 22 -m comment --comment ssh -j ACCEPT",
+    }
+    before = Opening(ports=((8001, 8004),), sources=("10.0.0.2",))
+    after = Opening(ports=((8001, 8002),), sources=("10.0.0.2",))
+    runs = (applied(tool, (before,)), applied(tool, (after,)), applied(tool, (after,)))
+    steps = "\n".join(str(run) for run in runs)
+    script = f"set -e\n{WAY_IN[tool]}{others[tool]}\n{steps}\n{SHOWN[tool]}"
+    done = subprocess.run(
+        ("unshare", "--net", "sh", "-c", script), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("10.0.0.2") == 1
+    assert "8004" not in done.stdout
+    assert "ssh" in done.stdout
+
+
+def test_nft_without_the_usual_chain_fails_and_says_so() -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("nft is not installed")
+    command = applied("nft", (Opening(ports=((8001, 8001),)),))
+    done = subprocess.run(
+        ("unshare", "--net", *command.argv), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "No such file or directory" in done.stderr) == (1, True)

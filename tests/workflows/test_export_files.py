@@ -12,7 +12,8 @@ import yaml  # type: ignore[import-untyped]  # it brings no types, and only test
 from vllmdeploy.accelerators.registry import VENDORS
 from vllmdeploy.config.settings import Loaded, load
 from vllmdeploy.errors import PreflightRefused, UsageError
-from vllmdeploy.workflows.export_files import Kind, export_instances, firewall_lines
+from vllmdeploy.workflows.export_files import Kind, export_instances
+from vllmdeploy.workflows.export_firewall import firewall_lines
 from vllmdeploy.workflows.instances_asked import asked_of
 
 NODES = "gpu-01 ip=10.0.0.1 head=yes\ngpu-02 ip=10.0.0.2\n"

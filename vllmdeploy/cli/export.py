@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllmdeploy.cli import output
-from vllmdeploy.cli.context import world
-from vllmdeploy.cli.service import EndingInFlags
+from vllmdeploy.cli.carry import carry_out, show_plan
+from vllmdeploy.cli.context import World, world
+from vllmdeploy.cli.service import DryRun, EndingInFlags, Yes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vllmdeploy.workflows.export_files import Kind
 
 Model = Annotated[str, typer.Argument(help="Model in MODEL_PATH: its name or repository id.")]
@@ -102,19 +105,40 @@ def firewall(
     tool: Annotated[
         list[str] | None, typer.Option("--tool", help="ufw, firewalld, nft or iptables.")
     ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Also carry them out, on every host.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Print the lines that open each host's ports to the fleet, and the API to its callers.
 
     Example: vllmdeploy export firewall --tool ufw
     """
-    from vllmdeploy.workflows.export_files import firewall_lines
+    from vllmdeploy.workflows.export_firewall import firewall_lines
 
     here = world(context)
+    if apply:
+        _apply(here, tool or (), dry_run=dry_run, yes=yes)
+        return
     found = firewall_lines(here.loaded(), tool or ())
     if here.json:
         output.document({"hosts": dict(found)})
     else:
         output.answer("\n".join(found.values()))
+
+
+def _apply(here: World, tools: Sequence[str], *, dry_run: bool, yes: bool) -> None:
+    from vllmdeploy.workflows import cluster
+    from vllmdeploy.workflows.export_firewall import decide_apply
+
+    what = "export firewall --apply"
+    with here.session(here.loaded()) as session:
+        if dry_run:
+            show_plan(here, decide_apply(session, tools))
+            return
+        with cluster.locked(session, what) as stop:
+            carry_out(here, session, decide_apply(session, tools), what, stop, yes=yes)
 
 
 def _instances(

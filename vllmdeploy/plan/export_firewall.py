@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vllmdeploy.tools.firewall import TOOLS, Opening, joined
+from vllmdeploy.core.plan import Draft, Run, Step
+from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.tools.firewall import KEPT_BY_ITSELF, TOOLS, Opening, applied, joined
 from vllmdeploy.tools.ray import RayPorts
 
 
@@ -53,3 +55,24 @@ def lines(fleet: Sequence[Guarded], pinned: Pinned, tools: Sequence[str]) -> Map
         )
         for host in fleet
     }
+
+
+def apply(
+    draft: Draft, found: FoundHost, tool: str, fleet: Sequence[Guarded], pinned: Pinned
+) -> None:
+    """`tool` empty: the one that is switched on; without any, there is nothing to open."""
+    name = found.host.name
+    using = tool or found.firewall.name
+    if not using:
+        draft.note(
+            f"{name}: neither ufw nor firewalld is active, nothing is opened;"
+            " --tool nft or --tool iptables, where one of them filters"
+        )
+        return
+    if using not in KEPT_BY_ITSELF:
+        draft.note(f"{name}: {using} forgets this at a reboot unless its rules are saved")
+    own = next(one for one in fleet if one.host == name)
+    command = applied(using, openings(own, fleet, pinned))
+    action = Run(found.access.of(command))
+    subject = f"ports to the fleet and to callers, by {using}"
+    draft.add(Step(name, "open", subject, "export firewall --apply", action))

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vllmdeploy.core.command import Command, script
+
 _COMMENT = "vllmdeploy"
 
 
@@ -104,3 +106,26 @@ TOOLS: Mapping[str, Callable[[Sequence[Opening]], list[str]]] = {
     "nft": nft,
     "iptables": iptables,
 }
+
+
+# ufw and firewalld know a rule again; the others would have it twice, so those of the last time go.
+_FORGET_NFT = f"""
+nft list chain inet filter input >/dev/null || exit 1
+nft -a list chain inet filter input | sed -n 's/.*comment "{_COMMENT}" # handle //p' |
+while read -r handle; do nft delete rule inet filter input handle "$handle" || exit 1; done
+"""
+_FORGET_IPTABLES = f"""
+for program in iptables ip6tables; do
+  "$program" -S INPUT | grep -e '--comment {_COMMENT} ' | sed 's/^-A /-D /' |
+  while read -r rule; do "$program" $rule || exit 1; done
+done
+"""
+_FORGET = {"nft": _FORGET_NFT, "iptables": _FORGET_IPTABLES}
+KEPT_BY_ITSELF = ("ufw", "firewalld")
+"""These have their rules again after a reboot."""
+
+
+def applied(tool: str, openings: Sequence[Opening]) -> Command:
+    """Makes a host's openings so, whatever was opened before for the same purpose."""
+    lines = "\n".join(TOOLS[tool](openings))
+    return script(f"set -e\n{_FORGET.get(tool, '')}{lines}\n", root=True).within(60)

@@ -1,22 +1,17 @@
-"""`export systemd|compose|firewall`: what would run, as files for people with their own tooling."""
+"""`export systemd|compose`: what would run, as files for people with their own tooling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-from vllmdeploy.config.profiles import INSTANCES, resolve
 from vllmdeploy.config.settings import Loaded
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.export import Exported, compose_files, units
-from vllmdeploy.plan.export_firewall import Guarded, Pinned, lines
 from vllmdeploy.plan.instances_decide import decide_instances
 from vllmdeploy.plan.instances_wanted import FoundInstances, InstancesWanted
 from vllmdeploy.plan.service_gateway_node import GatewayWanted
-from vllmdeploy.tools.firewall import TOOLS
 from vllmdeploy.workflows.offline import imagined_groups
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.wanted import wanted_of
@@ -85,46 +80,3 @@ def _gateway(loaded: Loaded) -> GatewayWanted:
         default_model=settings.default_model or "",
         batch_size=settings.default_batch_size,
     )
-
-
-def firewall_lines(loaded: Loaded, tools: Sequence[str]) -> Mapping[str, str]:
-    """By host; `tools` empty: for every firewall that is known."""
-    settings, fleet = loaded.settings, loaded.fleet
-    unknown = [one for one in tools if one not in TOOLS]
-    if unknown:
-        raise UsageError(f"--tool {unknown[0]}: it is one of {', '.join(TOOLS)}")
-    gateways = {*settings.gateway_hosts} or {fleet.head.name}
-    ports = settings.engine_ports
-    instances = resolve(settings, INSTANCES).vllm_ports or ()
-    engines = (*instances, *range(ports.first, ports.last + 1))
-    hosts = [
-        Guarded(
-            host=one.name,
-            ip=one.ip or one.address,
-            head=one.head,
-            gateway=one.name in gateways or one.address in gateways,
-        )
-        for one in fleet.hosts
-    ]
-    wanted = wanted_of(settings, fleet, package="")
-    pinned = Pinned(
-        engines=engines,
-        api=settings.api_port,
-        callers=tuple(map(str, settings.api_allow)),
-        ray=None if settings.executor == "mp" else wanted.ports,
-    )
-    named = [one.host for one in hosts if not _is_address(one.ip)]
-    if named:
-        raise UsageError(
-            f"a firewall needs addresses: {', '.join(named)} has none",
-            hint="write ip= on its line of worker_nodes.txt",
-        )
-    return lines(hosts, pinned, tools or tuple(TOOLS))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
