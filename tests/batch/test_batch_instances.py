@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from vllmdeploy.batch.instances import Instances
 from vllmdeploy.routing.policies.registry import create
 from vllmdeploy.routing.upstream import Address, Upstream
@@ -39,5 +41,27 @@ def test_an_instance_that_comes_up_between_two_looks_at_the_clock_is_taken() -> 
 
     try:
         assert loop.run_until_complete(asyncio.wait_for(take(), 105)) == "one"
+    finally:
+        loop.close()
+
+
+def test_on_uvloop_many_may_wait_for_what_comes_up_within_the_same_millisecond() -> None:
+    loop = pytest.importorskip("uvloop").new_event_loop()
+
+    async def take_two() -> list[str]:
+        upstream = Upstream("one", Address("127.0.0.1", 1))
+        instances = Instances([upstream], create("round_robin"), cap=2, chance=random.Random(1))
+        (only,) = instances.all
+        only.taken()
+        only.lost(loop.time(), "connection refused", random.Random(1))
+        only.down_until = loop.time() + 0.0004
+        first, second = (asyncio.ensure_future(instances.acquire()) for _ in range(2))
+        await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+        only.answered(loop.time(), 0.1, 1)
+        instances.wake()
+        return [(await task).name for task in (first, second)]
+
+    try:
+        assert loop.run_until_complete(asyncio.wait_for(take_two(), 60)) == ["one", "one"]
     finally:
         loop.close()

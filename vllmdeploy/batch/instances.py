@@ -105,7 +105,9 @@ class Instances:
         self._chance = chance
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        # uvloop's handle of what is due at once does not know when.
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
 
     @property
     def inflight(self) -> int:
@@ -163,8 +165,9 @@ class Instances:
         not fall between the two looks at the clock.
         """
         soonest = min((i.down_until for i in self.all if i.down_until > now), default=None)
-        if soonest is not None and (self._timer is None or self._timer.when() > soonest):
+        if soonest is not None and (self._timer is None or self._due > soonest):
             self.close()
+            self._due = soonest
             self._timer = self._loop.call_at(soonest, self._timer_fired)
 
     def _timer_fired(self) -> None:
