@@ -87,10 +87,14 @@ def profiles(hosts: int) -> Sequence[Profile]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("figures", nargs="*", default=list(_PLACES), choices=_PLACES)
+    # argparse holds a default against the choices as a whole, so the words say what they are.
+    options.add_argument("figures", nargs="*", metavar="|".join(_PLACES), help="default: all")
     options.add_argument("--hosts", type=int, default=8)
     options.add_argument("--mib", type=int, default=512)
     given = options.parse_args()
+    given.figures = given.figures or list(_PLACES)
+    if unknown := set(given.figures) - set(_PLACES):
+        options.error(f"no figure {', '.join(sorted(unknown))}")
     reason = rigs.reason_it_cannot_run()
     if reason:
         raise SystemExit(reason)

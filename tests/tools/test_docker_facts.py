@@ -183,5 +183,5 @@ JSON = st.recursive(
 def test_no_answer_ends_the_reading(text: str, status: int, errors: str) -> None:
     result = Result(status, text, errors)
     facts = (docker.ENGINE, docker.CONTAINERS, images.image("i"), images.STORE)
-    for fact in (*facts, images.pullable("i"), image_probe.probe("i", (), "/k")):
+    for fact in (*facts, images.offer("i"), image_probe.probe("i", (), "/k")):
         fact.parse(result)

@@ -59,7 +59,7 @@ def test_an_image_without_settings_is_read_too() -> None:
     ],
 )
 def test_only_the_registrys_own_no_counts(result: Result, reason: str) -> None:
-    assert images.pullable("x:1").parse(result) == reason
+    assert images.offer("x:1").parse(result) == images.Offer(refusal=reason)
 
 
 def shown(id_: str, **changes: Any) -> str:
@@ -169,3 +169,56 @@ def test_a_store_is_asked_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store = images.STORE.parse(shell.run(images.STORE.command))
     assert ([one.id for one in store.images], store.problem) == ([ID], "")
     assert store.free_bytes
+
+
+DIGESTS = ["sha256:" + letter * 64 for letter in "abc"]
+
+
+def manifest(digest: str, **platform: str) -> dict[str, Any]:
+    described: dict[str, Any] = {"digest": digest, "size": 528}
+    return {"Ref": "x:1", "Descriptor": {**described, "platform": platform} if platform else {}}
+
+
+@pytest.mark.parametrize(
+    ("shown", "digests"),
+    [
+        (
+            [
+                manifest(DIGESTS[0], architecture="amd64", os="linux"),
+                manifest(DIGESTS[1], architecture="arm64", os="linux", variant="v8"),
+                manifest(DIGESTS[2], architecture="unknown", os="unknown"),
+            ],
+            {"amd64": DIGESTS[0], "arm64": DIGESTS[1], "unknown": DIGESTS[2]},
+        ),
+        (manifest(DIGESTS[0], architecture="amd64", os="linux"), {"amd64": DIGESTS[0]}),
+        (manifest("sha256:$(touch ran)", architecture="amd64"), {}),
+        (manifest(DIGESTS[0]), {}),
+        ([1, None, "x"], {}),
+        (None, {}),
+    ],
+)
+def test_a_registry_says_what_it_would_give_to_which_machine(
+    shown: object, digests: dict[str, str]
+) -> None:
+    assert images.offer("x:1").parse(Result(0, json.dumps(shown))) == images.Offer(digests)
+    assert images.Offer(digests).digest("s390x") == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "pinned"),
+    [
+        ("vllm/vllm-openai:v1", "vllm/vllm-openai@sha256:1"),
+        ("reg:5000/x", "reg:5000/x@sha256:1"),
+        ("reg:5000/a/x:2", "reg:5000/a/x@sha256:1"),
+        ("x@sha256:0", "x@sha256:1"),
+    ],
+)
+def test_a_name_is_pinned_without_its_tag(reference: str, pinned: str) -> None:
+    assert images.by_digest(reference, "sha256:1") == pinned
+
+
+def test_what_a_registry_called_it_is_found_under_dockers_short_names() -> None:
+    image = read(shown(ID, digests=["other@sha256:0", "x@sha256:1", "reg:5000/x@sha256:2"]))
+    assert image.digest_of("docker.io/library/x:9") == "sha256:1"
+    assert image.digest_of("reg:5000/x") == "sha256:2"
+    assert image.digest_of("y:1") == ""

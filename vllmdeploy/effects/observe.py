@@ -131,9 +131,7 @@ def _second_look(
     image = found.image_name
     missing = wanted.runtime == "docker" and bool(image) and found.image is None
     no_problem = not found.engine.problem
-    questions.add(
-        "unpullable", images.pullable(image), wanted=looking.for_plan and missing and no_problem
-    )
+    questions.add("offer", images.offer(image), wanted=looking.for_plan and missing and no_problem)
     head = next(
         (node for node in found.ours(wanted.cluster) if node.role == "ray-head" and node.running),
         None,
@@ -142,6 +140,8 @@ def _second_look(
         command = looking.supervisor.ctl(head.name, layout, head.package, "nodes")
         questions.add("ray", ray.cluster(command.within(10)))
     said = questions.asked(shell, found.access)
+    offer: images.Offer = said.pop("offer", images.Offer())
+    said |= {"unpullable": offer.refusal, "offered": offer.digest(found.system.arch)}
     if "cards" in said:
         said["cards"] = registry.completed(cast("CardReport", said["cards"]), choice)
     return replace(found, **said)

@@ -9,10 +9,10 @@ from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.layout import PACKAGE_FILE
 from vllmdeploy.core.plan import Draft, Wait
 from vllmdeploy.plan import service_steps
+from vllmdeploy.plan.image_pull import add_pull
 from vllmdeploy.plan.instances_node import Instance
 from vllmdeploy.plan.instances_wanted import FoundInstances, node_name
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.node_steps import add_pull
 from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.supervise import Made, Supervisor
@@ -197,8 +197,11 @@ def _restart(
 def _pull(sites: Sites, member: Member) -> tuple[str, ...]:
     if sites.wanted.runtime != "docker" or member.found.image is not None:
         return ()
-    key = f"{member.name}: pull image {member.found.image_name}"
-    return (_once(sites, key) or add_pull(sites.draft, member),)
+    found, image = [one.found for one in sites.found.members], member.found.image_name
+    # The name comes last where the pull was by digest.
+    keys = (f"{member.name}: {verb} image {image}" for verb in ("tag", "pull"))
+    there = next(filter(None, (_once(sites, key) for key in keys)), "")
+    return (there or add_pull(sites.draft, member, found),)
 
 
 def _package(sites: Sites, ground: Ground) -> tuple[str, ...]:

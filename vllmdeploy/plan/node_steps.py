@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from vllmdeploy.core.plan import Draft, Run, Step, Wait
 from vllmdeploy.core.spec import NodeSpec
+from vllmdeploy.plan.image_pull import add_pull
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.observed import FoundNode
+from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.supervise import Made, Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import files, images
+from vllmdeploy.tools import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +23,15 @@ class Payload:
     token: str
 
 
-def add_pull(draft: Draft, member: Member) -> str:
-    image = member.found.image_name
-    command = member.found.access.of(images.pull(image))
-    return draft.add(Step(member.name, "pull", f"image {image}", "not there", Run(command)))
-
-
 @dataclass(frozen=True, slots=True)
 class NodeSteps:
-    """Where the steps of nodes are written, and what they carry."""
+    """Where the steps of nodes are written, and what they carry. `hosts`: the whole group."""
 
     wanted: Wanted
     payload: Payload
     supervisor: Supervisor
     draft: Draft
+    hosts: tuple[FoundHost, ...]
 
     def bring(
         self,
@@ -141,7 +137,7 @@ class NodeSteps:
     def _pull(self, member: Member) -> tuple[str, ...]:
         if self.wanted.runtime != "docker" or member.found.image is not None:
             return ()
-        return (add_pull(self.draft, member),)
+        return (add_pull(self.draft, member, self.hosts),)
 
     def _package(self, member: Member) -> tuple[str, ...]:
         sha = self.wanted.package

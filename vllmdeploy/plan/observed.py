@@ -112,6 +112,8 @@ class FoundHost:
     """The image this host is to run: its group's, else its accelerator's usual one."""
     image: Image | None = None
     unpullable: str = ""
+    offered: str = ""
+    """The digest that the registry would give this host for the image's name, where it says it."""
     contents: ImageContents | None = None
     cards: CardReport = CardReport(vendor="")
     packages: tuple[str, ...] = ()

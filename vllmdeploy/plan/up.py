@@ -11,7 +11,7 @@ from vllmdeploy.errors import NotHealthy, PreflightRefused
 from vllmdeploy.plan import preflight
 from vllmdeploy.plan.group import GroupPlan
 from vllmdeploy.plan.node import Member, node_spec
-from vllmdeploy.plan.node_steps import NodeSteps, Payload, add_pull
+from vllmdeploy.plan.node_steps import NodeSteps, Payload
 from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
@@ -37,24 +37,17 @@ def plan_up(
     for group in groups.values():
         for note in group.notes:
             draft.note(note)
-        _Bringing(group.members, NodeSteps(wanted, payload, supervisor, draft)).write()
-    return draft.finished()
-
-
-def plan_pulls(wanted: Wanted, groups: Mapping[str, GroupPlan]) -> Plan:
-    """Images that hosts lack. They come first and alone: what is inside them decides the rest."""
-    draft = Draft()
-    for group in groups.values():
-        for member in group.members:
-            if wanted.runtime == "docker" and member.found.image is None and not group.refusals:
-                add_pull(draft, member)
+        hosts = tuple(member.found for member in group.members)
+        steps = NodeSteps(wanted, payload, supervisor, draft, hosts)
+        _Bringing(group.members, steps).write()
     return draft.finished()
 
 
 def plan_worker(wanted: Wanted, member: Member, payload: Payload, supervisor: Supervisor) -> Plan:
     """One worker alone, on its own host: the head is elsewhere and not ours to touch."""
     draft = Draft()
-    _Bringing((member,), NodeSteps(wanted, payload, supervisor, draft)).write_worker()
+    steps = NodeSteps(wanted, payload, supervisor, draft, (member.found,))
+    _Bringing((member,), steps).write_worker()
     return draft.finished()
 
 

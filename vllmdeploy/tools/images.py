@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
-from vllmdeploy.core.reading import count, json_line, json_object, strings
+from vllmdeploy.core.reading import count, fields, json_line, json_object, strings
 from vllmdeploy.core.spec import fingerprint
 from vllmdeploy.errors import last_line
 
@@ -28,12 +30,19 @@ class Image:
     python_path: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     references: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
     size: int = 0
     content: str = ""
 
     @property
     def short(self) -> str:
         return self.id.removeprefix("sha256:")[:12]
+
+    def digest_of(self, reference: str) -> str:
+        """What a registry called it when it was pulled by this name; empty after `docker load`."""
+        wanted = _familiar(repository(reference))
+        split = (one.partition("@") for one in self.digests)
+        return next((digest for name, _, digest in split if _familiar(name) == wanted), "")
 
     def same_as(self, other: Image) -> bool:
         """One id, or the same layers run in the same way."""
@@ -45,7 +54,7 @@ _FORMAT = (
     '"layers":{{json .RootFS.Layers}},"environment":{{json .Config.Env}},'
     '"labels":{{json .Config.Labels}},"command":{{json .Config.Cmd}},'
     '"entrypoint":{{json .Config.Entrypoint}},"folder":{{json .Config.WorkingDir}},'
-    '"references":{{json .RepoTags}},"size":{{json .Size}}}'
+    '"references":{{json .RepoTags}},"digests":{{json .RepoDigests}},"size":{{json .Size}}}'
 )
 
 
@@ -66,6 +75,7 @@ def _image(shown: Mapping[str, Any]) -> Image:
         ),
         labels=labels,
         references=_texts(shown.get("references")),
+        digests=_texts(shown.get("digests")),
         size=count(shown.get("size")),
         content=fingerprint(parts),
     )
@@ -172,26 +182,66 @@ def tag(image_id: str, reference: str) -> Command:
     return Command(("docker", "tag", image_id, reference), root=True)
 
 
-def pullable(reference: str) -> Fact[str]:
-    """Why the registry would not give the image; empty where it may. Downloads nothing.
+def repository(reference: str) -> str:
+    """The name without its tag and digest; a registry may have a port."""
+    name = reference.partition("@")[0]
+    place, slash, last = name.rpartition("/")
+    return f"{place}{slash}{last.partition(':')[0]}"
 
-    Only its own no counts. The question goes straight to the registry, while a pull may go through
-    the engine's mirrors: where the registry is out of reach, the pull has to show it.
+
+def by_digest(reference: str, digest: str) -> str:
+    return f"{repository(reference)}@{digest}"
+
+
+def _familiar(name: str) -> str:
+    """As Docker itself shortens names of its own registry."""
+    for prefix in ("index.docker.io/", "docker.io/", "library/"):
+        name = name.removeprefix(prefix)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a registry has under a name: digests by architecture, or its own no."""
+
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
+    refusal: str = ""
+
+    def digest(self, arch: str) -> str:
+        return self.digests.get(arch, "")
+
+
+def offer(reference: str) -> Fact[Offer]:
+    """Downloads nothing. Only a registry's own no counts as one: the question goes straight to it,
+    while a pull may go through the engine's mirrors. Where it is out of reach, the pull shows it.
     """
-    return Fact(
-        name="registry",
-        command=Command(("docker", "manifest", "inspect", reference), limit_s=25, root=True),
-        parse=_parse_pullable,
-    )
+    argv = ("docker", "manifest", "inspect", "--verbose", reference)
+    return Fact(name="registry", command=Command(argv, limit_s=25, root=True), parse=_parse_offer)
 
 
 _REGISTRY_SAYS_NO = ("no such manifest", "manifest unknown", "denied", "unauthorized", "not found")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def _parse_pullable(result: Result) -> str:
+def _parse_offer(result: Result) -> Offer:
     said = last_line(result.stderr)
-    refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
-    return said if refused and not result.ok and result.status not in (126, 127) else ""
+    if not result.ok:
+        refused = any(sign in said.lower() for sign in _REGISTRY_SAYS_NO)
+        return Offer(refusal=said if refused and result.status not in (126, 127) else "")
+    try:
+        shown = json.loads(result.stdout)
+    except ValueError:
+        return Offer()
+    # One manifest, or a list of one for each platform.
+    listed = cast("list[object]", shown) if isinstance(shown, list) else [shown]
+    described = [fields(fields(one).get("Descriptor")) for one in listed]
+    return Offer(
+        {
+            str(fields(one.get("platform")).get("architecture", "")): str(one["digest"])
+            for one in reversed(described)
+            if _DIGEST.fullmatch(str(one.get("digest", ""))) and fields(one.get("platform"))
+        }
+    )
 
 
 def build(

@@ -95,10 +95,10 @@ class Stored:
     def argv(self) -> tuple[str, ...]:
         """The engine's command line, as the warden runs it."""
         try:
-            words = cast("dict[str, Any]", json.loads(self.content))["argv"]
+            words = cast("dict[str, list[object]]", json.loads(self.content))["argv"]
+            return tuple(map(str, words))
         except (ValueError, KeyError, TypeError):
             return ()
-        return tuple(map(str, words)) if isinstance(words, list) else ()
 
 
 def stored(folder: str) -> Fact[Mapping[str, Stored]]:

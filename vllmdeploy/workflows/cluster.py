@@ -18,16 +18,19 @@ from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, exec
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.down import plan_down
 from vllmdeploy.plan.group import GroupPlan, decide_group
+from vllmdeploy.plan.image_pull import plan_pulls
 from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.spares import Lineup, lineup, retire
-from vllmdeploy.plan.up import plan_pulls, plan_up
+from vllmdeploy.plan.up import plan_up
 from vllmdeploy.tools import access, files
 from vllmdeploy.workflows.session import Session
 
 T = TypeVar("T")
 
 _TOKEN_BYTES = 32
+# One host by the tag, then the others by what that was.
+_PULLS = 2
 
 
 def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
@@ -58,13 +61,15 @@ def decide_with_images(
     decide: Deciding = decide_up,
 ) -> Plan:
     """Pull what is missing and decide anew: only then is it known what the images hold."""
-    pulls = plan_pulls(session.wanted, decide_groups(session, found))
-    if not pulls.steps:
-        return decide(session, found)
-    for outcome in execute(pulls, session.shells, on_event, stop=stop):
-        if outcome.error:
-            raise outcome.error
-    return decide(session, session.look_at_all())
+    for _ in range(_PULLS):
+        pulls = plan_pulls(session.wanted, decide_groups(session, found))
+        if not pulls.steps:
+            break
+        for outcome in execute(pulls, session.shells, on_event, stop=stop):
+            if outcome.error:
+                raise outcome.error
+        found = session.look_at_all()
+    return decide(session, found)
 
 
 def decide_groups(session: Session, found: Mapping[str, FoundHost]) -> dict[str, GroupPlan]:
