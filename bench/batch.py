@@ -72,7 +72,7 @@ def batch(source: Path, output: Path, url: str, concurrency: int) -> float:
         output,
         upstreams_of([url]),
         model="fake",
-        effort=Effort(concurrency=concurrency, timeout_s=60),
+        effort=Effort(concurrency=concurrency),
     )
     began = time.perf_counter()
     finished = run_batch(spec, listener=_quiet, say=lambda _: None)
@@ -90,7 +90,7 @@ async def bare(lines: Iterator[bytes], url: str, concurrency: int) -> float:
     began = time.perf_counter()
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     with tempfile.TemporaryFile("w") as out:
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=600) as client:
 
             async def work() -> None:
                 for line in lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,8 +32,9 @@ def test_the_engines_command_line_keeps_braces_of_ones_own() -> None:
     )
 
 
-def test_an_engine_ends_with_whoever_holds_it(tmp_path: Path) -> None:
-    """The holder is killed; the engine's session is gone with it."""
+@pytest.mark.parametrize("and_its_children", [False, True])
+def test_an_engine_ends_with_whoever_holds_it(tmp_path: Path, and_its_children: bool) -> None:
+    """It is killed alone, or as Ray ends its actors; the engine's session is gone with it."""
     holder = subprocess.Popen(
         (
             sys.executable,
@@ -53,6 +55,10 @@ def test_an_engine_ends_with_whoever_holds_it(tmp_path: Path) -> None:
     assert holder.stdout is not None
     port = int(holder.stdout.readline())
     assert listens(port)
+    children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
+    assert len(children) == 1
+    if and_its_children:
+        os.kill(int(children[0]), signal.SIGKILL)
     holder.kill()
     holder.wait()
     holder.stdout.close()

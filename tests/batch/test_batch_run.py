@@ -512,15 +512,15 @@ def test_the_list_of_models_is_waited_for_and_a_refused_key_is_said(tmp_path: Pa
 
     def say(words: str) -> None:
         said.append(words)
-        if len(said) == 2:
-            upstream.models = ("tiny",)
+        upstream.models = ("tiny",)
 
     with serving(models=()) as upstream, serving() as dead:
         dead.stop()
         spec = spec_of(tmp_path, upstream, dead, model=None)
         assert run_batch(spec, listener=lambda _: None, say=say).summary["ok"] == 2
     assert said[0] == (
-        f"waiting for the list of models: http://127.0.0.1:{upstream.port}: serves no model yet; "
+        "waiting for the list of models, which --model makes needless: "
+        f"http://127.0.0.1:{upstream.port}: serves no model yet; "
         f"http://127.0.0.1:{dead.port}: connection refused"
     )
 
@@ -531,7 +531,7 @@ def test_the_list_of_models_is_waited_for_and_a_refused_key_is_said(tmp_path: Pa
         (Say(b"no", status=401), UsageError, "/v1/models: HTTP 401: no"),
         (Say(b"none", status=404), UsageError, "/v1/models: HTTP 404: none"),
         (Say(b"full", status=503), NotHealthy, "no model list in 0.1 s: .*HTTP 503: full"),
-        (Say(b"{}"), NotHealthy, "its list of models cannot be read: 'data'"),
+        (Say(b"{}"), NotHealthy, "its list of models cannot be read: it has no 'data'"),
         (Say(b"<html>"), NotHealthy, "its list of models cannot be read: Expecting value"),
     ],
 )

@@ -31,7 +31,7 @@ async def only_model(
 ) -> str:
     """Waits for an instance that answers, and says what it waits for."""
     loop = asyncio.get_running_loop()
-    began, failures = loop.time(), 0
+    began, failures, said = loop.time(), 0, ""
     while True:
         served, reasons = await _served(upstreams, transport)
         if served:
@@ -41,7 +41,9 @@ async def only_model(
             raise NotHealthy(
                 f"no model list in {give_up_after_s:g} s: {words}", hint="see to the instances"
             )
-        say(f"waiting for the list of models: {words}")
+        if words != said:
+            say(f"waiting for the list of models, which --model makes needless: {words}")
+        said = words
         await asyncio.sleep(outage_delay(failures, chance))
         failures += 1
     if len(served) > 1:
@@ -80,6 +82,8 @@ async def _models_of(upstream: Upstream, transport: Transport) -> tuple[set[str]
         models = cast("list[dict[str, object]]", load_object(reply.body)["data"])
         # An alias points to its model with `root`, and is not a second one.
         roots = {str(model.get("root") or model["id"]): str(model["id"]) for model in models[::-1]}
-    except (NotStrictJson, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        return set(), f"{name}: its list of models cannot be read: it has no {error}"
+    except (NotStrictJson, TypeError, AttributeError) as error:
         return set(), f"{name}: its list of models cannot be read: {error}"
     return set(roots.values()), "" if roots else f"{name}: serves no model yet"

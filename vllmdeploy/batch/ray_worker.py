@@ -28,9 +28,14 @@ _LOG_READ = 1 << 20
 # the program's last line is often only that something did ("see root cause above").
 _NAMES_THE_CAUSE = re.compile(r"(?:^|[\])] )((?:\w+\.)*\w+(?:Error|Exception)\b.*\S)\s*$")
 # Ends the engine's whole session when its standard input closes, which it does however the actor
-# that holds the other end dies.
+# that holds the other end dies. Ray kills the children of an actor that it ends, so the guard is a
+# child's child; the child between only hands on how it ended.
 _GUARD = """
 import os, signal, subprocess, sys, threading, time
+guard = os.fork()
+if guard:
+    status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
 engine = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 
 def end(number):
