@@ -1,5 +1,6 @@
 """Seconds from a fault to the next correct answer of a model over three hosts, beside a cold start
-of the same service in the same run; prints JSON lines.
+of the same service in the same run; prints JSON lines. `engine_s` is the part of the cold start
+that the engine itself took, which is what somebody who types its command waits for.
 
 Needs root, Docker, what `make setup` installs, and `scripts/engine.sh`.
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.rig import base, look
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
-from tests.rig.operate import Operator, operator
+from tests.rig.operate import STATE, Operator, operator
 from tests.rig.programs import until
 from tests.rig.rig import Rig
 from tests.rig.test_service_on_hosts import FLEET, MODEL, PROMPT, ask
@@ -66,8 +67,14 @@ def recovery(rig: Rig, key: str, fault: Callable[[], None]) -> float:
     return time.monotonic() - began
 
 
-def say(what: str, seconds: float, cold_s: float | None = None) -> None:
+def engine_took_s(rig: Rig) -> float:
+    status = json.loads(rig.head.sh(f"cat {STATE}/run/*ray*/status.json").stdout)
+    return float(status["engines"][MODEL]["took_s"])
+
+
+def say(what: str, seconds: float, cold_s: float | None = None, **more: float) -> None:
     shown: dict[str, object] = {"what": what, "seconds": round(seconds, 1)}
+    shown |= {name: round(value, 1) for name, value in more.items()}
     if cold_s is not None:
         beyond = seconds - cold_s
         shown |= {"beyond_cold_start": round(beyond, 1), "goal": GOALS[what]}
@@ -84,7 +91,7 @@ def measure(rig: Rig, folder: Path) -> None:
     cold_s = time.monotonic() - began
     line = next(line for line in started.stdout.splitlines() if line.startswith("API key"))
     key = line.split()[-1]
-    say("cold start", cold_s)
+    say("cold start", cold_s, engine_s=engine_took_s(rig))
     faults: dict[str, Callable[[], None]] = {
         "worker killed": lambda: kill(rig, head=False),
         "head killed": lambda: kill(rig, head=True),

@@ -18,6 +18,7 @@ from tests.plan.service_builders import (
     with_ray,
     without_node,
 )
+from vllmdeploy.accelerators import registry
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
 from vllmdeploy.plan.service_cards import pool_of
@@ -114,6 +115,16 @@ def test_a_division_that_cannot_be_says_which_can() -> None:
     assert refused(replace(ASKED, tensor_parallel=3)) == (
         "8 attention heads cannot be divided by tensor parallel size 3;"
         " what works here: TP 1, 2 or 4",
+    )
+
+
+def test_pipeline_stages_are_for_cards() -> None:
+    asked = replace(ASKED, tensor_parallel=2, pipeline_parallel=2)
+    assert "--pipeline-parallel-size" in decide(asked).file.argv
+    found = group()
+    on_cpu = tuple(replace(one, accelerator=registry.named("cpu")) for one in found.members)
+    assert "vLLM on processors has no pipeline stages: leave --pp out, TP spans hosts there" in (
+        refused(asked, replace(found, members=on_cpu))
     )
 
 

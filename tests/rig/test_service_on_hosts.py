@@ -54,16 +54,29 @@ def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator
     return made, shown.split()[-1]
 
 
-def ask(rig: Rig, route: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+def answer(rig: Rig, route: str, body: dict[str, Any], key: str) -> str:
     """From outside of the fleet, as a client would."""
     request = urllib.request.Request(
         f"http://{rig.head.ip}:8000{route}",
         json.dumps({"temperature": 0, "max_tokens": 8, **body}).encode(),
         {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        shown: dict[str, Any] = json.loads(answer.read())
+    with urllib.request.urlopen(request, timeout=60) as said:
+        text: str = said.read().decode()
+    return text
+
+
+def ask(rig: Rig, route: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(answer(rig, route, body, key))
     return shown
+
+
+def streamed(rig: Rig, route: str, body: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The events of a stream that came to its end."""
+    lines = answer(rig, route, {**body, "stream": True}, key).split("\n")
+    *events, done = (line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+    assert done == "[DONE]"
+    return [json.loads(one) for one in events]
 
 
 def engine_processes(rig: Rig) -> dict[str, int]:
@@ -82,6 +95,33 @@ def test_a_model_over_three_hosts_answers_through_the_gateway(
     (first,) = ask(rig, "/batch_generate", {"prompts": [PROMPT]}, key)["results"]
     assert "Paris" in first["text"]
     assert all(engine_processes(rig).values()), engine_processes(rig)
+
+
+def test_it_answers_messages_and_streams_by_every_route(
+    rig: Rig, served: tuple[Operator, str]
+) -> None:
+    _, key = served
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    asked: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": 16}
+    assert "Paris" in ask(rig, "/generate", asked, key)["text"]
+    (choice,) = ask(rig, "/v1/chat/completions", asked, key)["choices"]
+    assert "Paris" in choice["message"]["content"]
+    pieces = streamed(rig, "/generate", {"prompt": PROMPT}, key)
+    assert "Paris" in "".join(piece.get("text", "") for piece in pieces)
+    chunks = streamed(rig, "/v1/chat/completions", asked, key)
+    said = [one["delta"].get("content") or "" for chunk in chunks for one in chunk["choices"]]
+    assert "Paris" in "".join(said)
+
+
+def test_status_says_on_which_hosts_it_has_cards(rig: Rig, served: tuple[Operator, str]) -> None:
+    made, _ = served
+
+    def placement() -> object:
+        (service,) = json.loads(made.succeeds("status", "--json").stdout)["services"]
+        return service["placement"]
+
+    wanted = {host.ip: 1 for host in rig.hosts}
+    until("status has all cards", lambda: placement() == wanted, limit_s=90, every_s=2)
 
 
 def test_it_answers_the_shell_too(served: tuple[Operator, str]) -> None:

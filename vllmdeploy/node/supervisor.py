@@ -232,7 +232,9 @@ class Supervisor:
         while True:
             await asyncio.sleep(_PLACEMENT_EVERY_S)
             unknown = [one for one in self._engines.values() if _to_be_placed(one, asked)]
-            found = await nodes.cards_by_driver() if unknown else {}
+            if not unknown:
+                continue
+            found = await nodes.cards_by_driver()
             for child in unknown:
                 asked[child.pid] += 1
                 child.placement = next(

@@ -50,6 +50,9 @@ def reasons(asked: ServiceWanted, found: FoundServices, it: Considered) -> Itera
         yield from ranks.refusals(found, it.placement, world, besides=it.replaces)
     if it.shape:
         yield from _division(it.shape, it.tensor, asked, it.pool)
+    if asked.pipeline_parallel > 1 and found.head.accelerator.name == "cpu":
+        # Its model runner there never makes the buffers that stages hand over, and asserts.
+        yield "vLLM on processors has no pipeline stages: leave --pp out, TP spans hosts there"
     yield from _cards(it.pool, it.tensor * asked.pipeline_parallel, found)
     if it.room and it.tensor * asked.pipeline_parallel <= it.pool.total:
         yield from no_room(it.room)
