@@ -112,3 +112,25 @@ def test_two_groups_never_share_an_image_key() -> None:
     assert problems("a group=x-1 head=yes\nb group=x_1 head=yes") == (
         "n:2: group=x_1: too like group x-1, both would have the image IMAGE_X_1",
     )
+
+
+def test_gateway_hosts_are_hosts_of_the_fleet_or_run_nothing_else() -> None:
+    found = nodes.parse("gpu-02 ip=10.0.0.2\n", name="n")
+    whole, problems = assemble(
+        found.hosts,
+        head_host="gpu-01",
+        head_ip=None,
+        this_machine="desk",
+        gateway_hosts=("gpu-02", "ann@front-01:2222"),
+    )
+    assert problems == ()
+    assert [host.name for host in whole.hosts] == ["gpu-01", "gpu-02"]
+    assert [host.name for host in whole.offering] == ["gpu-02", "front-01:2222"]
+    (front,) = whole.fronts
+    assert (front.user, front.address, front.port) == ("ann", "front-01", 2222)
+    assert whole.groups == ("default",)
+    assert [host.name for host in whole.everyone] == ["gpu-01", "gpu-02", "front-01:2222"]
+
+
+def test_without_gateway_hosts_the_head_offers_the_api() -> None:
+    assert [host.name for host in fleet("a", head_host="gpu-01").offering] == ["gpu-01"]

@@ -16,6 +16,7 @@ from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.gateway.fleet_file import parse
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_gateway_node import GatewayWanted
+from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.plan.service_replicas import decide_replicas, engines_of, free_replica
 from vllmdeploy.plan.service_rolling import (
     Rolling,
@@ -59,11 +60,12 @@ def version(replica: int = 1, generation: int = 1) -> Version:
 def rolling(serving: Mapping[str, Service], *, gateway: bool = True) -> Rolling:
     what = wanted()
     ground = Ground(draft=Draft(), wanted=what, supervisor=supervisor(what), head=group().head)
+    offering = Offering(ground=ground, gateway=GATEWAY, package=b"zip")
     return Rolling(
         ground=ground,
-        offering=Offering(ground=ground, gateway=GATEWAY, package=b"zip"),
+        gateways=Gateways(of=(offering,)),
         serving=dict(serving),
-        gateway=gateway,
+        answering=(offering,) if gateway else (),
     )
 
 

@@ -110,7 +110,7 @@ def _keep_mending(here: World, loaded: Loaded, every_s: float, spare_after_s: fl
         every_s=every_s,
         spare_after_s=spare_after_s,
     )
-    _timed(f"watching {len(loaded.fleet.hosts)} hosts, every {every_s:g} s; Ctrl-C ends it")
+    _timed(f"watching {len(loaded.fleet.everyone)} hosts, every {every_s:g} s; Ctrl-C ends it")
     try:
         watching.forever(threading.Event())
     finally:

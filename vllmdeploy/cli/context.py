@@ -63,7 +63,7 @@ class World:
         """Connections to all hosts, or to some of them, closed whatever happens."""
         from vllmdeploy.workflows.session import Session
 
-        wanted = loaded.fleet.hosts if hosts is None else tuple(hosts)
+        wanted = loaded.fleet.everyone if hosts is None else tuple(hosts)
         shells, failures = (self.connect or _connect)(wanted, loaded.settings)
         session = Session(loaded, shells, failures)
         try:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The router and control plane in front of all instances.")
 
-Url = Annotated[str, typer.Option(help="The gateway. Default: http://HEAD:API_PORT.")]
+Url = Annotated[
+    str,
+    typer.Option(help="The gateway. Default: that of the first of GATEWAY_HOSTS, or of the head."),
+]
 KeyFile = Annotated[
     Path | None, typer.Option("--admin-key-file", help="Admin key. Default: ADMIN_KEY_FILE.")
 ]
@@ -187,8 +190,8 @@ def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdm
 
     if not url or key_file is None:
         loaded = here.loaded()
-        head = loaded.fleet.head
-        url = url or f"http://{head.ip or head.address}:{loaded.settings.api_port}"
+        host = loaded.fleet.offering[0]
+        url = url or f"http://{host.ip or host.address}:{loaded.settings.api_port}"
         key_file = key_file or loaded.settings.admin_key_file
     gateway = GatewayAdmin(url, _key(key_file))
     try:

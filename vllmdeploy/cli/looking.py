@@ -61,7 +61,7 @@ def logs(
     here = world(context)
     loaded = here.loaded()
     service = names[0] if names and len(names) == 1 else ""
-    if service and service not in {host.name for host in loaded.fleet.hosts}:
+    if service and service not in {host.name for host in loaded.fleet.everyone}:
         with here.on(connect_lazily).session(loaded) as session:
             unread = show_service_logs(
                 session, service, tail=tail, follow=follow, on_line=output.answer

@@ -184,7 +184,7 @@ def generate(
         if not here.json:
             typer.echo(output.clean(text), nl=False)
 
-    with here.session(loaded, (loaded.fleet.head,)) as session:
+    with here.session(loaded, loaded.fleet.offering) as session:
         ask(session, body, show)
     if here.json:
         output.document({"text": "".join(pieces)})

@@ -40,9 +40,9 @@ def trust(
     loaded = given.loaded()
     ssh = ssh_settings(loaded.settings, ask=output.ask_password if terminal() else None)
     if forget:
-        _forget(forget, loaded.fleet.hosts, ssh)
+        _forget(forget, loaded.fleet.everyone, ssh)
         return
-    remote = [host for host in loaded.fleet.hosts if not is_this_machine(host)]
+    remote = [host for host in loaded.fleet.everyone if not is_this_machine(host)]
     if not remote:
         output.say("every host is this machine: there is no key to record")
     to_ask, failures = waves(remote, ssh)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vllmdeploy.config.places import place
-from vllmdeploy.core.host import DEFAULT_GROUP, Fleet, Host
+from vllmdeploy.core.host import DEFAULT_GROUP, FRONT_GROUP, Fleet, Host
 
 THIS_MACHINE = "localhost"
 _SSH_PORT = 22
@@ -18,7 +18,12 @@ def image_key(group: str) -> str:
 
 
 def assemble(
-    nodes: Sequence[Host], *, head_host: str | None, head_ip: str | None, this_machine: str
+    nodes: Sequence[Host],
+    *,
+    head_host: str | None,
+    head_ip: str | None,
+    this_machine: str,
+    gateway_hosts: Sequence[str] = (),
 ) -> tuple[Fleet, tuple[str, ...]]:
     """The fleet, its head first, and every problem; with problems the fleet is of no use."""
     head, rest, problems = _head(nodes, head_host, this_machine)
@@ -26,7 +31,23 @@ def assemble(
         problems += _head_ip_problems(head, rest, head_ip)
         head = replace(head, ip=head_ip)
     problems += _group_problems(head, rest)
-    return Fleet((head, *rest)), tuple(problems)
+    hosts = (head, *rest)
+    gateways = tuple(_gateway(text, hosts, this_machine) for text in gateway_hosts)
+    return Fleet(hosts, gateways), tuple(problems)
+
+
+def _gateway(text: str, hosts: Sequence[Host], this_machine: str) -> Host:
+    """A host of the fleet by its name or address, or one that runs the gateway alone."""
+    where = place(text)
+    front = Host(
+        name=where.name,
+        address=THIS_MACHINE if where.name == this_machine else where.address,
+        user=where.user,
+        port=where.port,
+        group=FRONT_GROUP,
+        source="GATEWAY_HOSTS",
+    )
+    return next((host for host in hosts if _same(host, front) or host.name == front.name), front)
 
 
 def _head(

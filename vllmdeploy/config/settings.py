@@ -15,7 +15,7 @@ from vllmdeploy.config.conflicts import conflicts
 from vllmdeploy.config.fleet import assemble
 from vllmdeploy.config.keys.all import KEYS, Settings
 from vllmdeploy.config.sources import Gathered, Given, gather, is_group_image
-from vllmdeploy.core.host import Fleet, Host
+from vllmdeploy.core.host import FRONT_GROUP, Fleet, Host
 from vllmdeploy.errors import SettingsError
 
 __all__ = ("CONFIG_FILE", "KEYS", "Loaded", "Settings", "load", "starting")
@@ -114,9 +114,10 @@ def _joined(reading: _Reading, found: tuple[Host, ...] | None, this_machine: str
         head_host=settings.head_host,
         head_ip=settings.head_ip,
         this_machine=this_machine or socket.gethostname(),
+        gateway_hosts=settings.gateway_hosts,
     )
     findings.problems += problems
-    groups = None if found is None else fleet.groups
+    groups = None if found is None else (*fleet.groups, FRONT_GROUP)
     findings.problems += (*_together(reading, groups), *_vendor(reading))
     if findings.problems:
         raise SettingsError(sorted(findings.problems, key=_by_line))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEFAULT_GROUP = "default"
+FRONT_GROUP = "gateway"
+"""The group of hosts that run a gateway and nothing else: IMAGE_GATEWAY is their image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +33,30 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All hosts; the first head is the fleet's head, where lock, audit log and specs live."""
+    """All hosts with cards; the first head is the fleet's head, where lock, audit log and specs
+    live. `gateways`: those that GATEWAY_HOSTS names, in its order, among `hosts` or not."""
 
     hosts: tuple[Host, ...]
+    gateways: tuple[Host, ...] = ()
 
     @property
     def head(self) -> Host:
         return next(host for host in self.hosts if host.head)
+
+    @property
+    def fronts(self) -> tuple[Host, ...]:
+        """Hosts that run a gateway and nothing else."""
+        names = {host.name for host in self.hosts}
+        return tuple(host for host in self.gateways if host.name not in names)
+
+    @property
+    def everyone(self) -> tuple[Host, ...]:
+        return (*self.hosts, *self.fronts)
+
+    @property
+    def offering(self) -> tuple[Host, ...]:
+        """The hosts that are to run a gateway, the one that people are told about first."""
+        return self.gateways or (self.head,)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -49,4 +68,4 @@ class Fleet:
         return tuple(sorted(members, key=lambda host: not host.head))
 
     def named(self, name: str) -> Host:
-        return next(host for host in self.hosts if host.name == name)
+        return next(host for host in self.everyone if host.name == name)

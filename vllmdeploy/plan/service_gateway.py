@@ -12,6 +12,7 @@ from vllmdeploy.core.command import Result
 from vllmdeploy.core.layout import PACKAGE_FILE
 from vllmdeploy.core.plan import Wait
 from vllmdeploy.errors import PreflightRefused
+from vllmdeploy.plan.image_pull import add_pull
 from vllmdeploy.plan.service_gateway_node import (
     ADMIN,
     KEYS,
@@ -47,6 +48,11 @@ class Offering:
     @property
     def name(self) -> str:
         return gateway_name(self.ground.wanted)
+
+    @property
+    def runs(self) -> bool:
+        ours = self.ground.head.found.ours(self._cluster)
+        return any(one.name == self.name and one.running for one in ours)
 
     def route(
         self, services: Sequence[Service], cause: str, needs: tuple[str, ...]
@@ -87,10 +93,12 @@ class Offering:
         path = f"{fleet_folder(ground.head.layout, self.name)}/fleet.json"
         return ground.add(verb, subject, cause, ground.run(files.write(path, content)), needs)
 
-    def up(self, services: Sequence[Service], cause: str, needs: tuple[str, ...]) -> None:
+    def up(
+        self, services: Sequence[Service], cause: str, needs: tuple[str, ...]
+    ) -> tuple[str, ...]:
         """The gateway runs and knows these services, and each of them can be used."""
         routed = self.route(services, cause, needs)
-        self._await((*routed, *self._node(routed)), services)
+        return (self._await((*routed, *self._node(routed)), services),)
 
     def up_at_once(
         self,
@@ -100,14 +108,15 @@ class Offering:
         needs: tuple[str, ...],
         then: Sequence[Service],
         after: tuple[str, ...],
-    ) -> None:
+    ) -> tuple[str, ...]:
         """As `up`, but it runs and knows all while some still load; `then`: those that can be used
         `after` these steps."""
         before = len(self.ground.draft.steps)
         routed = self.route(services, cause, needs)
         made = self._node(routed)
         if after or len(self.ground.draft.steps) > before:
-            self._await((*routed, *made, *after), then)
+            return (self._await((*routed, *made, *after), then),)
+        return ()
 
     def restore(
         self,
@@ -116,13 +125,18 @@ class Offering:
         *,
         then: Sequence[Service] = (),
         after: tuple[str, ...] = (),
-    ) -> None:
+    ) -> tuple[str, ...]:
         """As `up`, where there may be nothing to do; `then`: as for `up_at_once`."""
         before = len(self.ground.draft.steps)
         routed = self.route(services, "not as stored", needs)
         made = self._node(routed)
         if needs or after or len(self.ground.draft.steps) > before:
-            self._await((*routed, *made, *after), (*services, *then))
+            return (self._await((*routed, *made, *after), (*services, *then)),)
+        return ()
+
+    def keep_keys(self) -> tuple[str, ...]:
+        """This host has no gateway, and the copy of the keys that all others are made from."""
+        return self._keys(made(self.ground.wanted, self.gateway, self.ground.head), ())
 
     def _node(self, needs: tuple[str, ...]) -> tuple[str, ...]:
         ground = self.ground
@@ -152,7 +166,7 @@ class Offering:
     def _create(self, how: Made, cause: str, needs: tuple[str, ...]) -> tuple[str, ...]:
         ground, layout = self.ground, self.ground.head.layout
         self._check_port()
-        package = self._package()
+        package = (*self._image(), *self._package())
         make = ground.run(files.folders(*how.folders, owner=how.owner))
         folders = ground.add("create", f"{self.name}'s folders", cause, make, needs)
         command = ground.run(how.command)
@@ -164,14 +178,23 @@ class Offering:
     def _check_port(self) -> None:
         """Our own gateway that is being replaced has let go of its port by then."""
         found, port = self.ground.head.found, self.gateway.port
-        ours = any(one.name == self.name and one.running for one in found.ours(self._cluster))
         taken = next((one for one in found.listeners if one.port == port), None)
-        if taken and not ours:
+        if taken and not self.runs:
             raise PreflightRefused([f"{self.ground.head.name}: {taken} (choose another API_PORT)"])
 
     @property
     def _cluster(self) -> str:
         return self.ground.wanted.cluster
+
+    def _image(self) -> tuple[str, ...]:
+        """`up` pulls before it plans; this is what a plan alone shows."""
+        ground = self.ground
+        if ground.wanted.runtime != "docker" or ground.head.found.image is not None:
+            return ()
+        key = f"{ground.head.name}: pull image {ground.head.found.image_name}"
+        if any(step.key == key for step in ground.draft.steps):
+            return (key,)
+        return (add_pull(ground.draft, ground.head, [ground.head.found]),)
 
     def _package(self) -> tuple[str, ...]:
         ground, sha = self.ground, self.ground.wanted.package

@@ -9,6 +9,7 @@ from vllmdeploy.core.command import Result
 from vllmdeploy.core.plan import Plan, Wait
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.service_gateway import Offering
+from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.plan.service_replicas import engines_of
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, inside
@@ -46,13 +47,13 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class Rolling:
-    """Writes turns into a plan. `serving`: what the gateway knows by then, by engine name.
-    `gateway`: whether it runs; without one there is nobody to lose a request."""
+    """Writes turns into a plan. `serving`: what the gateways know by then, by engine name.
+    `answering`: those that run; without one there is nobody to lose a request."""
 
     ground: Ground
-    offering: Offering
+    gateways: Gateways
     serving: dict[str, Service]
-    gateway: bool = True
+    answering: tuple[Offering, ...]
 
     def turn(self, one: Turn, cause: str, needs: tuple[str, ...]) -> tuple[str, ...]:
         if one.before is not None:
@@ -78,45 +79,42 @@ class Rolling:
     def _let_go(self, service: Service, needs: tuple[str, ...]) -> tuple[str, ...]:
         """Nothing new is sent to it, and all that was is answered, in the time that requests at
         work get; what is left then gets as long again from the engine itself."""
-        if not self.gateway:
+        if not self.answering:
             self.serving.pop(service.name, None)
             return needs
-        told = self.offering.tell(
+        told = self.gateways.tell(
             [*self.serving.values()],
             "drain",
-            f"{service.name} in {self.offering.name}",
+            f"{service.name} in {self.gateways.name}",
             "it gets no new requests",
             needs,
             draining=service.name,
         )
         self.serving.pop(service.name, None)
-        return (
-            self._ask(
-                f"last answer of {service.name}",
-                "no request is cut off",
-                _at_work(service.name),
-                self.ground.wanted.drain_s + _HEARS_S,
-                (told,),
-                at_most=True,
-            ),
+        return self._ask(
+            f"last answer of {service.name}",
+            "no request is cut off",
+            _at_work(service.name),
+            self.ground.wanted.drain_s + _HEARS_S,
+            told,
+            at_most=True,
         )
 
     def _tell(self, subject: str, cause: str, needs: tuple[str, ...]) -> tuple[str, ...]:
-        told = self.offering.tell(
+        return self.gateways.tell(
             [*self.serving.values()],
             "write",
-            f"{self.offering.name}'s instances: {subject}",
+            f"{self.gateways.name}'s instances: {subject}",
             cause,
             needs,
         )
-        return (told,)
 
     def _usable(self, service: Service, needs: tuple[str, ...]) -> tuple[str, ...]:
-        if not self.gateway:
+        if not self.answering:
             return needs
-        subject = f"{service.name} in {self.offering.name}"
+        subject = f"{service.name} in {self.gateways.name}"
         cause = "it is sent requests before the next one goes"
-        return (self._ask(subject, cause, _unready(service.name), _READY_S, needs),)
+        return self._ask(subject, cause, _unready(service.name), _READY_S, needs)
 
     def _ask(
         self,
@@ -127,18 +125,22 @@ class Rolling:
         needs: tuple[str, ...],
         *,
         at_most: bool = False,
-    ) -> str:
-        offering, ground = self.offering, self.offering.ground
-        argv = ("python3", "-c", _METRICS, offering.gateway.address)
-        command = ground.head.found.access.of(inside(ground.wanted, offering.name, *argv))
-        wait = Wait(
-            command=command.within(20),
-            missing=missing,
-            limit_s=limit_s,
-            every_s=0.5,
-            at_most=at_most,
-        )
-        return ground.add("await", subject, cause, wait, needs)
+    ) -> tuple[str, ...]:
+        """The same of each gateway that runs."""
+        keys: list[str] = []
+        for one in self.answering:
+            argv = ("python3", "-c", _METRICS, one.gateway.address)
+            ground = one.ground
+            command = ground.head.found.access.of(inside(ground.wanted, one.name, *argv))
+            wait = Wait(
+                command=command.within(20),
+                missing=missing,
+                limit_s=limit_s,
+                every_s=0.5,
+                at_most=at_most,
+            )
+            keys.append(ground.add("await", subject, cause, wait, needs))
+        return tuple(keys)
 
 
 def _at_work(engine: str) -> Callable[[Result], str | None]:

@@ -41,7 +41,7 @@ class ModelCounts:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One reading of /metrics."""
+    """One reading of /metrics, or of several gateways' taken together."""
 
     samples: tuple[Sample, ...] = field(default_factory=tuple)
 
@@ -52,9 +52,9 @@ class Page:
                 case "instance_state" if sample.value:
                     state = sample.labels.get("state", "")
                 case "instance_ready":
-                    ready = bool(sample.value)
+                    ready = ready or bool(sample.value)
                 case "instance_inflight":
-                    inflight = int(sample.value)
+                    inflight += int(sample.value)
                 case _:
                     pass
         return InstanceState(state=state, ready=ready, inflight=inflight)

@@ -21,6 +21,7 @@ from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.image_pull import plan_pulls
 from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.service_gateways import fronts_alone
 from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.up import plan_up
 from vllmdeploy.tools import access, files
@@ -62,7 +63,9 @@ def decide_with_images(
 ) -> Plan:
     """Pull what is missing and decide anew: only then is it known what the images hold."""
     for _ in range(_PULLS):
-        pulls = plan_pulls(session.wanted, decide_groups(session, found))
+        fronts = [found[host.name] for host in session.fleet.fronts if host.name in found]
+        groups = decide_groups(session, found)
+        pulls = plan_pulls(session.wanted, {**groups, "": fronts_alone(session.wanted, fronts)})
         if not pulls.steps:
             break
         for outcome in execute(pulls, session.shells, on_event, stop=stop):

@@ -41,7 +41,7 @@ def _check(tools: Sequence[str]) -> None:
 
 def _wanted(loaded: Loaded) -> tuple[Sequence[Guarded], Pinned]:
     settings, fleet = loaded.settings, loaded.fleet
-    gateways = {*settings.gateway_hosts} or {fleet.head.name}
+    gateways = {host.name for host in fleet.offering}
     ports = settings.engine_ports
     instances = resolve(settings, INSTANCES).vllm_ports or ()
     engines = (*instances, *range(ports.first, ports.last + 1))
@@ -50,9 +50,9 @@ def _wanted(loaded: Loaded) -> tuple[Sequence[Guarded], Pinned]:
             host=one.name,
             ip=one.ip or one.address,
             head=one.head,
-            gateway=one.name in gateways or one.address in gateways,
+            gateway=one.name in gateways,
         )
-        for one in fleet.hosts
+        for one in fleet.everyone
     ]
     wanted = wanted_of(settings, fleet, package="")
     pinned = Pinned(

@@ -114,7 +114,7 @@ def _stores(session: Session, seen: Mapping[str, Seen]) -> tuple[dict[str, Store
 
 def _targets(session: Session, reference: str, to: Sequence[str]) -> tuple[str, ...]:
     """Hosts and groups by name; without any, the hosts whose group runs this image, else all."""
-    hosts = session.fleet.hosts
+    hosts = session.fleet.everyone
     if to:
         unknown = [one for one in to if not any(one in (h.name, h.group) for h in hosts)]
         if unknown:

@@ -22,7 +22,7 @@ from vllmdeploy.plan.instances_wanted import (
     slot_of,
 )
 from vllmdeploy.plan.service import model_folder
-from vllmdeploy.plan.service_gateway import Offering
+from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.tools.vllm_services import Service
 from vllmdeploy.workflows import cluster, service
 from vllmdeploy.workflows.instances_look import Looked, look
@@ -64,8 +64,8 @@ def _brought(session: Session, looked: Looked, decided: Instances) -> InstancesP
     ready = steps.bring_all(sites, decided.of, first)
     services = [one.service for one in decided.of]
     others = _others(looked.found, {one.name for one in services})
-    gateway = replace(_offering(session, looked, sites), instances=(*others, *services))
-    gateway.up_at_once(
+    gateways = _offering(session, looked, sites).routing((*others, *services))
+    gateways.up_at_once(
         [*looked.seen.services.values()],
         "new instances",
         needs=(),
@@ -76,7 +76,7 @@ def _brought(session: Session, looked: Looked, decided: Instances) -> InstancesP
         plan=sites.draft.finished(),
         name=decided.name,
         keys=looked.seen.keys,
-        address=looked.seen.address(session.lead.name),
+        address=looked.seen.address,
         looked=looked,
         started=tuple(one for one in decided.of if one.service.name in ready),
     )
@@ -100,11 +100,9 @@ def way_back(session: Session, decided: InstancesPlan, applied: cluster.Applied)
     left = _others(decided.looked.found, lost)
     left += tuple(one.service for one in decided.started if one not in failed)
     known = {one.name: one for one in left}
-    gateway = replace(
-        _offering(session, decided.looked, sites), instances=tuple(known.values()), fleet=""
-    )
+    gateways = _offering(session, decided.looked, sites).routing(tuple(known.values()), anew=True)
     services = [*decided.looked.seen.services.values()]
-    gateway.route(services, "without those that did not start", ())
+    gateways.route(services, "without those that did not start", ())
     return sites.draft.finished()
 
 
@@ -137,9 +135,10 @@ def decide_restart(
         out = _withdrawn(session, looked, sites, [one], one.name, needs)
         gone = steps.end(sites, one, "instances restart", out, forget=False)
         needs = (steps.bring_anew(sites, wanted[one.name], gone),)
-    gateway = _offering(session, replace(looked, seen=replace(looked.seen, fleet="")), sites)
+    gateways = _offering(session, looked, sites)
+    gateways = gateways.routing(instances_of(looked.found.stored), anew=True)
     services = [*looked.seen.services.values()]
-    gateway.up_at_once(
+    gateways.up_at_once(
         services,
         "they are back",
         needs=needs,
@@ -154,7 +153,7 @@ def _about(session: Session, looked: Looked, sites: Sites, name: str) -> Instanc
         plan=sites.draft.finished(),
         name=name,
         keys=looked.seen.keys,
-        address=looked.seen.address(session.lead.name),
+        address=looked.seen.address,
         looked=looked,
     )
 
@@ -188,17 +187,17 @@ def _withdrawn(
     needs: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """The gateway sends these nothing new, if there is one."""
-    if not looked.seen.fleet:
+    if not any(looked.seen.fleet.values()):
         return needs
     left = _others(looked.found, {one.name for one in gone})
-    gateway = replace(_offering(session, looked, sites), instances=left)
+    gateways = _offering(session, looked, sites).routing(left)
     services = [*looked.seen.services.values()]
-    return (gateway.withdraw(replace(gone[0], name=subject), services, needs),)
+    return gateways.withdraw(replace(gone[0], name=subject), services, needs)
 
 
 def _others(found: FoundInstances, besides: set[str]) -> tuple[Service, ...]:
     return tuple(one for one in instances_of(found.stored) if one.name not in besides)
 
 
-def _offering(session: Session, looked: Looked, sites: Sites) -> Offering:
+def _offering(session: Session, looked: Looked, sites: Sites) -> Gateways:
     return service.offering(session, looked.seen, sites.draft)

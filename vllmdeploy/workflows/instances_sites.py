@@ -20,6 +20,5 @@ def sites_of(session: Session, found: FoundInstances, draft: Draft | None = None
 
 def beside(session: Session) -> str:
     """Engines beside the only gateway listen on loopback, the others on the fleet's addresses."""
-    lead = session.lead
-    elsewhere = {*session.settings.gateway_hosts} - {lead.name, lead.address}
-    return "" if elsewhere else lead.name
+    lead = session.lead.name
+    return lead if [host.name for host in session.fleet.offering] == [lead] else ""

@@ -10,6 +10,7 @@ from vllmdeploy.core.host import Fleet, Host
 from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import UsageError, VllmdeployError
+from vllmdeploy.plan.service_gateway_node import gateway_name
 from vllmdeploy.workflows.session import Session
 
 _FOREVER_S = 365 * 86400.0
@@ -17,7 +18,7 @@ _FOREVER_S = 365 * 86400.0
 
 def chosen(fleet: Fleet, names: Sequence[str]) -> tuple[Host, ...]:
     """The named hosts, or all; a name that is not in the fleet is an error that lists those."""
-    known = {host.name: host for host in fleet.hosts}
+    known = {host.name: host for host in fleet.everyone}
     for name in names:
         if name not in known:
             raise UsageError(f"{name} is not in the fleet", hint=f"there are: {', '.join(known)}")
@@ -39,7 +40,7 @@ def show_logs(
         shell = session.shells[host.name]
         cluster = session.wanted.cluster
         way = ask_access(shell, cluster, session.sudo)
-        name = f"{cluster}-ray-{'head' if host.head else 'worker'}"
+        name = _node(session, host)
         command = session.supervisor.logs(name, way.layout, tail=tail, follow=follow)
         bounded = way.of(replace(command, limit_s=_FOREVER_S if follow else 60))
         prefix = f"{host.name.ljust(width)} | "
@@ -50,3 +51,9 @@ def show_logs(
     there = [host for host in hosts if host.name in session.shells]
     answers = each(there, show, at_once=len(there) or 1)
     return tuple(answer for answer in answers if isinstance(answer, VllmdeployError))
+
+
+def _node(session: Session, host: Host) -> str:
+    if host in session.fleet.fronts:
+        return gateway_name(session.wanted)
+    return f"{session.wanted.cluster}-ray-{'head' if host.head else 'worker'}"

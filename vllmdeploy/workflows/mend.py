@@ -82,7 +82,9 @@ class Watch:
             if reachable is None:
                 return
             found = {
-                host.name: there[host.name] for host in reachable.fleet.hosts if host.name in there
+                host.name: there[host.name]
+                for host in reachable.fleet.everyone
+                if host.name in there
             }
             plan = self._chosen(service.decide_up(reachable, found, patient=False))
             if not plan.steps:
@@ -121,7 +123,7 @@ class Watch:
         return early | set(lined.lost)
 
     def _say_who_is_lost(self, session: Session, there: Mapping[str, FoundHost]) -> None:
-        for host in session.fleet.hosts:
+        for host in session.fleet.everyone:
             if host.name in there:
                 self._lost_at.pop(host.name, None)
                 self._quiet(f"host {host.name}")
@@ -169,8 +171,9 @@ class Watch:
 
 
 def _of(session: Session, hosts: tuple[Host, ...]) -> Session:
-    loaded = replace(session.loaded, fleet=Fleet(hosts))
-    names = {host.name for host in hosts}
+    fleet = Fleet(hosts, session.fleet.gateways)
+    loaded = replace(session.loaded, fleet=fleet)
+    names = {host.name for host in fleet.everyone}
     shells = {name: shell for name, shell in session.shells.items() if name in names}
     failures = {name: error for name, error in session.failures.items() if name in names}
     return Session(loaded, shells, failures)

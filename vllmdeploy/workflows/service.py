@@ -13,9 +13,12 @@ from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.instances_wanted import instances_of
+from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import DecidedService, model_folder, service_name
 from vllmdeploy.plan.service_gateway import Offering
+from vllmdeploy.plan.service_gateway_node import GatewayWanted
+from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.plan.service_replicas import decide_replicas, engines_of
 from vllmdeploy.plan.service_spares import models_wanted, placed_anew
 from vllmdeploy.plan.service_steps import Ground
@@ -24,7 +27,7 @@ from vllmdeploy.plan.wanted import ExecutorChoice
 from vllmdeploy.tools.vllm_engine import EngineState, Task
 from vllmdeploy.tools.vllm_model import folder
 from vllmdeploy.tools.vllm_services import Service, stored
-from vllmdeploy.workflows import cluster, instances_up
+from vllmdeploy.workflows import cluster, instances_sites, instances_up
 from vllmdeploy.workflows.service_keys import Keys
 from vllmdeploy.workflows.service_look import Seen, look
 from vllmdeploy.workflows.service_room import refuse_what_has_no_room
@@ -97,7 +100,7 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         service=decided[0].service,
         keys=seen.keys,
         back=lambda outcomes: _undone(ground, decided, {*awaited}, outcomes),
-        address=seen.address(session.lead.name),
+        address=seen.address,
     )
 
 
@@ -138,7 +141,7 @@ def _carried_on(
         plan=ground.draft.finished(),
         service=engines[0],
         keys=seen.keys,
-        address=seen.address(session.lead.name),
+        address=seen.address,
     )
 
 
@@ -261,20 +264,32 @@ def ground_of(session: Session, seen: Seen, group: str) -> tuple[Ground, FoundSe
 
 def placed(session: Session, asked: ServiceWanted, found: FoundServices) -> ServiceWanted:
     """Engines listen on loopback where the gateway is beside them, else on the fleet's address."""
-    elsewhere = {*session.settings.gateway_hosts} - {session.lead.name, session.lead.address}
-    beside = found.head.name == session.lead.name and not elsewhere
+    beside = found.head.name == instances_sites.beside(session)
     return replace(asked, host="127.0.0.1" if beside else found.head.place.ip)
 
 
-def offering(session: Session, seen: Seen, draft: Draft) -> Offering:
-    head = next(
-        group.head for group in seen.groups.values() if group.head.name == session.lead.name
+def offering(session: Session, seen: Seen, draft: Draft) -> Gateways:
+    ground = Ground(
+        draft=draft,
+        wanted=session.wanted,
+        supervisor=session.supervisor,
+        head=seen.lead(session.lead.name),
     )
-    ground = Ground(draft=draft, wanted=session.wanted, supervisor=session.supervisor, head=head)
-    return Offering(
-        ground=ground,
-        gateway=seen.keys.gateway,
-        package=session.package[0],
-        fleet=seen.fleet,
-        instances=instances_of(seen.instances),
+
+    def at(member: Member, gateway: GatewayWanted) -> Offering:
+        return Offering(
+            ground=replace(ground, head=member),
+            gateway=gateway,
+            package=session.package[0],
+            fleet=seen.fleet.get(member.name, ""),
+            instances=instances_of(seen.instances),
+        )
+
+    keys, lead = seen.keys, session.lead.name
+    wanted = tuple(at(one, keys.on(one.name, lead)) for one in seen.gateways)
+    keeper = None if lead in {one.name for one in seen.gateways} else at(ground.head, keys.gateway)
+    return Gateways(
+        of=wanted,
+        keeper=keeper,
+        retired=tuple((replace(ground, head=one), node) for one, node in seen.retired),
     )

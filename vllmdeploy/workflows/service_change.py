@@ -30,13 +30,12 @@ class _Place:
 
     def rolling(self, serving: Mapping[str, Service] | None = None) -> Rolling:
         ground, _ = ground_of(self.session, self.seen, self.found.head.found.host.group)
-        gateway = offering(self.session, self.seen, ground.draft)
-        ours = gateway.ground.head.found.ours(self.session.wanted.cluster)
+        gateways = offering(self.session, self.seen, ground.draft)
         return Rolling(
             ground=ground,
-            offering=gateway,
+            gateways=gateways,
             serving=dict(self.seen.services if serving is None else serving),
-            gateway=any(one.name == gateway.name and one.running for one in ours),
+            answering=gateways.running,
         )
 
 
@@ -80,15 +79,15 @@ def decide_restart(session: Session, name: str, changes: Mapping[str, Any]) -> S
     needs: tuple[str, ...] = ()
     for one in turns:
         needs = rolling.turn(one, _RESTART, needs)
-    if not rolling.gateway:
-        rolling.offering.up([*rolling.serving.values()], "it is back", needs)
+    if not rolling.answering:
+        rolling.gateways.up([*rolling.serving.values()], "it is back", needs)
     last = next(one.after for one in reversed(turns) if one.after)
     return ServicePlan(
         plan=rolling.ground.draft.finished(),
         service=last.service,
         keys=seen.keys,
         back=lambda outcomes: _back(place, turns, outcomes),
-        address=seen.address(session.lead.name),
+        address=seen.address,
     )
 
 

@@ -27,7 +27,11 @@ def show_service_logs(
 ) -> tuple[VllmdeployError, ...]:
     """Why some hosts' logs could not be shown to their end."""
     found = session.look(for_plan=False, cards=False)
-    hosts = {one.host.name: one for one in found.values() if isinstance(one, FoundHost)}
+    hosts = {
+        host.name: one
+        for host in session.fleet.hosts
+        if isinstance(one := found[host.name], FoundHost)
+    }
     engines = _engines(session, hosts, name)
     addresses = _addresses(hosts)
     width = max(map(len, hosts))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask, ask_one
 from vllmdeploy.effects.fanout import each
-from vllmdeploy.errors import UsageError, VllmdeployError
+from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
+from vllmdeploy.plan.group import GroupPlan
 from vllmdeploy.plan.node import Member
-from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_gateway_node import fleet_folder, gateway_name
+from vllmdeploy.plan.service_gateways import front, gateway_of, refusals
 from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.tools import files, vllm
 from vllmdeploy.tools.model_weights import weights, weights_argv
@@ -22,7 +24,7 @@ from vllmdeploy.tools.vllm_measured import Measured, measured
 from vllmdeploy.tools.vllm_model import FoundModel, folder
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
 from vllmdeploy.workflows import cluster
-from vllmdeploy.workflows.service_keys import Keys, gateway_wanted
+from vllmdeploy.workflows.service_keys import Keys, gateway_wanted, kept_keys
 from vllmdeploy.workflows.session import Session
 
 T = TypeVar("T")
@@ -30,12 +32,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All groups with their services, and the gateway's part of a plan's ground. `instances`:
-    specs of engines outside Ray."""
+    """All groups with their services, and the gateways' part of a plan's ground. `gateways`: where
+    they are to be; `retired`: those elsewhere; `fleet`: by host, the digest of what its gateway
+    routes to; `instances`: specs of engines outside Ray."""
 
     groups: Mapping[str, FoundServices]
     keys: Keys
-    fleet: str = ""
+    gateways: tuple[Member, ...]
+    retired: tuple[tuple[Member, FoundNode], ...] = ()
+    fleet: Mapping[str, str] = field(default_factory=dict[str, str])
     problems: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     instances: Mapping[str, Stored] = field(default_factory=dict[str, Stored])
 
@@ -51,10 +56,14 @@ class Seen:
         there = ", ".join(sorted({one.belongs_to for one in self.services.values()})) or "none"
         raise UsageError(f"there is no service {name}", hint=f"there are: {there}")
 
-    def address(self, lead: str) -> str:
-        """Where the gateway is for other machines."""
+    def lead(self, name: str) -> Member:
         heads = (group.head for group in self.groups.values())
-        return next(head.place.ip for head in heads if head.name == lead)
+        return next(head for head in heads if head.name == name)
+
+    @property
+    def address(self) -> str:
+        """Where the gateway is for other machines."""
+        return self.gateways[0].place.ip
 
 
 def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | None = None) -> Seen:
@@ -68,17 +77,60 @@ def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | Non
             seen[name] = _look_at(session, group.members, model)
         problems[name] = group.refusals
     lead = found[session.lead.name]
-    fleet = files.digests(fleet_folder(lead.access.layout, gateway_name(session.wanted)))
-    facts = (fleet, stored(lead.access.layout.instances))
-    digests, instances = ask(session.shells[session.lead.name], facts, lead.access)
-    keys = gateway_wanted(session.settings, lead)
+    gateways = places(session, found, groups)
+    fact = stored(lead.access.layout.instances)
+    instances = ask_one(session.shells[session.lead.name], fact, lead.access)
+    elsewhere = any(one.name != session.lead.name for one in gateways)
+    kept = kept_keys(session.shells[session.lead.name], lead) if elsewhere else {}
     return Seen(
         groups=seen,
-        keys=keys,
-        fleet=digests.get("fleet.json", ""),
+        keys=replace(gateway_wanted(session.settings, lead), kept=kept),
+        gateways=gateways,
+        retired=_retired(session, found, groups),
+        fleet=_fleet_files(session, gateways),
         problems=problems,
         instances=instances,
     )
+
+
+def places(
+    session: Session, found: Mapping[str, FoundHost], groups: Mapping[str, GroupPlan]
+) -> tuple[Member, ...]:
+    """The hosts that are to have a gateway, as far as they answer."""
+    wanted = [found[host.name] for host in session.fleet.offering if host.name in found]
+    fronts = {host.name for host in session.fleet.fronts}
+    reasons = refusals(session.wanted, (one for one in wanted if one.host.name in fronts))
+    if reasons:
+        raise PreflightRefused(reasons)
+    return tuple(_member(one, groups) for one in wanted)
+
+
+def _member(found: FoundHost, groups: Mapping[str, GroupPlan]) -> Member:
+    members = (one for group in groups.values() for one in group.members)
+    return next((one for one in members if one.name == found.host.name), None) or front(found)
+
+
+def _retired(
+    session: Session, found: Mapping[str, FoundHost], groups: Mapping[str, GroupPlan]
+) -> tuple[tuple[Member, FoundNode], ...]:
+    """None while one that is wanted does not answer: there may be no other."""
+    wanted = {host.name for host in session.fleet.offering}
+    if not wanted <= found.keys():
+        return ()
+    return tuple(
+        (_member(one, groups), node)
+        for name, one in found.items()
+        if name not in wanted and (node := gateway_of(session.wanted, one))
+    )
+
+
+def _fleet_files(session: Session, gateways: Sequence[Member]) -> dict[str, str]:
+    def ask_host(member: Member) -> str:
+        fact = files.digests(fleet_folder(member.layout, gateway_name(session.wanted)))
+        digests = ask_one(session.shells[member.name], fact, member.found.access)
+        return digests.get("fleet.json", "")
+
+    return _each(gateways, ask_host)
 
 
 def _look_at(session: Session, members: tuple[Member, ...], model: str) -> FoundServices:

@@ -14,6 +14,7 @@ from vllmdeploy.effects.ask import ask
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.preflight import node_name
+from vllmdeploy.plan.service_gateways import gateway_of
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
@@ -48,11 +49,28 @@ def service_statuses(
         for host in session.fleet.hosts
         if host.head and isinstance(one := found[host.name], FoundHost)
     ]
-    return tuple(status for head in heads for status in _on(session, head, found))
+    gateways = [
+        one
+        for host in session.fleet.offering
+        if isinstance(one := found[host.name], FoundHost)
+        and (node := gateway_of(session.wanted, one))
+        and node.running
+    ]
+    seen = traffic(session, gateways)
+    return tuple(
+        status
+        for head in heads
+        for status in _on(session, head, found, seen, gateway=bool(gateways))
+    )
 
 
 def _on(
-    session: Session, head: FoundHost, found: Mapping[str, FoundHost | VllmdeployError]
+    session: Session,
+    head: FoundHost,
+    found: Mapping[str, FoundHost | VllmdeployError],
+    seen: Traffic,
+    *,
+    gateway: bool,
 ) -> Iterable[ServiceStatus]:
     nodes = {one.role: one for one in head.ours(session.wanted.cluster) if one.running}
     node = nodes.get("ray-head")
@@ -75,12 +93,10 @@ def _on(
     )
     none: Mapping[str, str] = {}
     pages = _pages(session, head, node, services) if node and services else none
-    gateway = "gateway" in nodes
     by_engine = [
         (one.belongs_to, _status(one, engines, pages.get(one.name, ""), gateway=gateway))
         for one in services
     ]
-    seen = traffic(session, head) if gateway and services else Traffic()
     return (*one_per_service(by_engine, seen), *broken)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from vllmdeploy.core.command import Result
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.fanout import each
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service_gateway_node import GatewayWanted, gateway_name
 from vllmdeploy.plan.service_wanted import inside
@@ -50,14 +51,28 @@ class Traffic:
         return max(0.0, now - before) / self.seconds if self.seconds else None
 
 
-def traffic(session: Session, head: FoundHost) -> Traffic:
-    """What the gateway beside this head says; nothing where it does not answer."""
+def traffic(session: Session, hosts: Sequence[FoundHost]) -> Traffic:
+    """What the gateways on these hosts say, taken together; nothing where none answers."""
     wanted, settings = session.wanted, session.settings
     gateway = GatewayWanted(listen=settings.api_host, port=settings.api_port)
     argv = ("python3", "-c", _TWICE, f"{gateway.address}/metrics")
     command = inside(wanted, gateway_name(wanted), *argv).within(15)
-    shell = session.shells[head.host.name]
-    return ask_one(shell, Fact("traffic", command, read), head.access)
+
+    def ask_host(host: FoundHost) -> Traffic:
+        shell = session.shells[host.host.name]
+        return ask_one(shell, Fact("traffic", command, read), host.access)
+
+    answers = each(hosts, ask_host)
+    return together([one for one in answers if isinstance(one, Traffic) and one.seconds])
+
+
+def together(several: Sequence[Traffic]) -> Traffic:
+    if not several:
+        return Traffic()
+    before = [sample for one in several for sample in one.before.samples]
+    now = [sample for one in several for sample in one.now.samples]
+    seconds = sum(one.seconds for one in several) / len(several)
+    return Traffic(Page(tuple(before)), Page(tuple(now)), seconds)
 
 
 def read(result: Result) -> Traffic:

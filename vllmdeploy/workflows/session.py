@@ -83,13 +83,14 @@ class Session:
             for_plan=for_plan,
             cards=cards,
         )
-        there = [host for host in self.fleet.hosts if host.name in self.shells]
+        there = [host for host in self.fleet.everyone if host.name in self.shells]
         found = observe(there, self.shells, looking)
         for name, answer in found.items():
             if isinstance(answer, HostError):
                 self.failures.setdefault(name, answer)
         return {
-            host.name: found.get(host.name) or self.failures[host.name] for host in self.fleet.hosts
+            host.name: found.get(host.name) or self.failures[host.name]
+            for host in self.fleet.everyone
         }
 
     def look_at_all(self, *, for_plan: bool = True, cards: bool = True) -> dict[str, FoundHost]:

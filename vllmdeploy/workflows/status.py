@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from vllmdeploy.core.host import Host
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.instances_known import Known
 from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.service_gateways import front, gateway_of
 from vllmdeploy.tools.ray import RayCluster, RayNode
 from vllmdeploy.workflows.session import Session
 
@@ -113,9 +115,10 @@ def fleet_status(
         )
         for host in session.fleet.hosts
     )
+    fronts = (_front_status(session, host, found[host.name]) for host in session.fleet.fronts)
     return FleetStatus(
         cluster=session.wanted.cluster,
-        hosts=hosts,
+        hosts=(*hosts, *fronts),
         warnings=(*_open_doors(session), *_not_in_the_list(groups)),
         services=services,
         instances=instances,
@@ -158,6 +161,38 @@ def _host_status(
         since=node.started_at if node else "",
         restarts=node.restarts if node else 0,
     )
+
+
+def _front_status(session: Session, host: Host, found: FoundHost | VllmdeployError) -> HostStatus:
+    """A host that runs the gateway and nothing else."""
+    plain = HostStatus(host=host.name, group=host.group, role="gateway", state="unreachable")
+    if isinstance(found, VllmdeployError):
+        why = found.message.removeprefix(f"{host.name}: ").splitlines()[0]
+        return replace(plain, why=why)
+    node = gateway_of(session.wanted, found)
+    state, why = _front_state(found, node)
+    return replace(
+        plain,
+        state=state,
+        why=why,
+        ip=front(found).place.ip,
+        image=found.image_name if node else "",
+        since=node.started_at if node else "",
+        restarts=node.restarts if node else 0,
+    )
+
+
+def _front_state(found: FoundHost, node: FoundNode | None) -> tuple[str, str]:
+    if found.engine.problem:
+        return "no docker", found.engine.problem
+    if node is None:
+        return "absent", "no gateway yet; it comes with the first service"
+    if not node.running:
+        return "stopped", f"it is {node.state}; `vllmdeploy up` starts it"
+    warden = found.wardens.get(node.name)
+    if warden is None or warden.state == "running":
+        return "ready", ""
+    return warden.state, warden.reason
 
 
 def _state(

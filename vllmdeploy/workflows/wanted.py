@@ -13,9 +13,10 @@ from vllmdeploy.tools.ray import RayPorts
 
 def wanted_of(settings: Settings, fleet: Fleet, *, package: str) -> Wanted:
     runtime = cast("Runtime", settings.runtime)
+    fronts = {host.group for host in fleet.fronts}
     return Wanted(
         cluster=settings.cluster_name,
-        groups={name: _group(settings, fleet, name) for name in fleet.groups},
+        groups={name: _group(settings, fleet, name) for name in (*fleet.groups, *fronts)},
         ports=_ports(settings),
         package=package,
         model_path=settings.model_path,
