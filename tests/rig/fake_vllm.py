@@ -11,7 +11,7 @@ def add(parser):
         parser.add_argument(name)
     parser.add_argument('--max-model-len'); parser.add_argument('--die')
 """
-_SERVER = """
+SERVER = """
 import http.server, json, sys
 words = sys.argv
 if "--die" in words:
@@ -52,7 +52,7 @@ _FILES = {
     "vllm/entrypoints/__init__.py": "",
     "vllm/entrypoints/cli/__init__.py": "",
     "vllm/entrypoints/cli/serve.py": "",
-    "vllm/entrypoints/cli/main.py": _SERVER,
+    "vllm/entrypoints/cli/main.py": SERVER,
     "vllm-0.17.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.17.0\n",
 }
 

@@ -67,7 +67,7 @@ def check_answers(rig: Rig, made: Operator) -> None:
         with pytest.raises(OSError, match="refused"):
             generate(rig[other].ip, key)
     shown = json.loads(made.runs("status", "--json").stdout)
-    (front,) = (row for row in shown["hosts"] if row["host"] == rig["c"].address)
+    (front,) = (row for row in shown["hosts"] if row["host"] == rig["c"].ip)
     assert (front["role"], front["state"], front["ip"]) == ("gateway", "ready", rig["c"].ip)
 
 

@@ -23,6 +23,7 @@ _NAMES = {
     b"generation_tokens_total": "tokens",
 }
 _LINE = re.compile(rb"^(?:# (?:HELP|TYPE) )?(vllm:[A-Za-z0-9_:]+)(.*)$", re.MULTILINE)
+_LINES_AT_ONCE = 5_000
 _SUFFIX = re.compile(rb"_(?:bucket|sum|count|created)$")
 
 
@@ -75,7 +76,10 @@ class Merged:
             )
             self._samples.setdefault(family, []).append(name + labelled)
 
-    def lines(self) -> Iterable[bytes]:
+    def families(self) -> Iterable[bytes]:
+        """The text of each, in pieces that one turn of the loop can make."""
         for family, samples in self._samples.items():
-            yield from self._about.get(family, ())
-            yield from samples
+            yield b"".join(line + b"\n" for line in self._about.get(family, ()))
+            for first in range(0, len(samples), _LINES_AT_ONCE):
+                piece = samples[first : first + _LINES_AT_ONCE]
+                yield b"\n".join(piece) + b"\n"

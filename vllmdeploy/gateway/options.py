@@ -92,8 +92,8 @@ def _add_limits(found: argparse.ArgumentParser) -> None:
     add("--no-canary", action="store_true", help="never send the one-token request")
     add("--access-log", default="", metavar="FILE", help="JSON lines; - is standard output")
     add("--takeover", default="", metavar="SOCKET", help="take the port over from, and give it to")
-    add("--tls-cert", default="", metavar="FILE")
-    add("--tls-key", default="", metavar="FILE")
+    add("--tls-cert", default="", metavar="FILE", help="PEM: serve HTTPS (1.2 or later) alone")
+    add("--tls-key", default="", metavar="FILE", help="its key; both are watched for changes")
 
 
 def spec(argv: Sequence[str] | None, *, prog: str = PROGRAM) -> GatewaySpec:

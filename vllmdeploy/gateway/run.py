@@ -6,7 +6,6 @@ import asyncio
 import gc
 import signal
 import socket
-import ssl
 from pathlib import Path
 from time import monotonic
 
@@ -28,6 +27,7 @@ from vllmdeploy.gateway.probe import Prober
 from vllmdeploy.gateway.spec import GatewaySpec
 from vllmdeploy.gateway.steering import Steering
 from vllmdeploy.gateway.table import routes
+from vllmdeploy.gateway.tls import Certificate
 from vllmdeploy.gateway.watched import Watched
 from vllmdeploy.wire.connection import ClientConnection
 from vllmdeploy.wire.deadlines import Deadlines
@@ -54,6 +54,7 @@ class Running:
         self._prober = Prober(self.fleet)
         self.fleet.on_added = self._prober.add
         self.fleet.on_removed = self._prober.remove
+        self._certificate = Certificate(spec.tls_cert, spec.tls_key) if spec.tls_cert else None
         self._log = AccessLog(spec.access_log, loop)
         kept = KeptFile(spec.state_file) if spec.state_file else None
         self._steering = Steering(self.fleet, spec.fleet, kept)
@@ -66,22 +67,20 @@ class Running:
             self.gateway.batches = Batches(BatchStore(self.gateway.files), app.inside)
         self._server = Server(app, deadlines, spec.limits)
         self.sockets: list[socket.socket] = []
+        self.files: list[Watched] = []
 
     def stop(self) -> None:
         self._stop.set()
 
     async def serve(self) -> None:
-        files = await self._read_files()
+        self.files = await self._read_files()
         self._open_files()
         await self._add_upstreams()
         predecessor = self._open_doors()
         if predecessor is not None:
             await self._ready()
-        tls = _tls(self._spec)
         for listener in self.sockets:
-            self._listening.append(
-                await self._loop.create_server(self._connection, sock=listener, ssl=tls)
-            )
+            self._listening.append(await self._listen(listener))
         if self.gateway.batches is not None:
             await self.gateway.batches.start()
         self._quieten_garbage_collector()
@@ -93,17 +92,28 @@ class Running:
         if predecessor is not None:
             await self._loop.run_in_executor(None, predecessor.release)
         try:
-            await self._until_stopped(files)
+            await self._until_stopped()
         finally:
             await self._end()
 
-    async def _until_stopped(self, files: list[Watched]) -> None:
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        make = self._loop.create_server
+        if self._certificate is None:
+            return await make(self._connection, sock=listener)
+        return await make(
+            self._connection,
+            sock=listener,
+            ssl=self._certificate.context,
+            ssl_handshake_timeout=self._spec.limits.head_s,
+        )
+
+    async def _until_stopped(self) -> None:
         successor = None
         if self._spec.takeover:
             successor = doors.Successor(self._spec.takeover, self.sockets, self.stop)
         try:
             async with TaskGroup() as group:
-                tasks = [group.create_task(file.watch()) for file in files]
+                tasks = [group.create_task(file.watch()) for file in self.files]
                 if successor is not None:
                     tasks.append(group.create_task(successor.wait()))
                 await self._stop.wait()
@@ -147,6 +157,9 @@ class Running:
             )
             if path
         ]
+        if self._certificate is not None:
+            pair = (spec.tls_cert, spec.tls_key)
+            files += [Watched(path, self._certificate.take) for path in pair]
         for file in files:
             await file.start()
         if spec.keys_file and not self._access.has_keys and not spec.keyless:
@@ -220,14 +233,3 @@ def _needs_no_key(spec: GatewaySpec) -> bool:
 def _name(listener: socket.socket) -> str:
     name: object = listener.getsockname()
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
-
-
-def _tls(spec: GatewaySpec) -> ssl.SSLContext | None:
-    if not spec.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(spec.tls_cert, spec.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"--tls-cert {spec.tls_cert}: {error}") from error
-    return context

@@ -51,7 +51,8 @@ class Gateway(Section):
     )
     gateway_hosts: HostList = Field(
         (),
-        description="Hosts that run the gateway, apart by commas. Not set: the head.",
+        description="Hosts that run the gateway, apart by commas; those that are not in the list "
+        "of hosts run nothing else, from IMAGE_GATEWAY or IMAGE. Not set: the head.",
         examples=["gpu-01,front-01"],
     )
     api_files_size: Memory = Field(

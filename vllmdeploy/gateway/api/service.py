@@ -71,8 +71,11 @@ async def metrics(gateway: Gateway, visit: Visit) -> None:
             merged.add(instance.id, instance.engine_page)
             # One page is read in a millisecond; many must not be read in one go.
             await asyncio.sleep(0)
-    body = own_page(gateway) + b"".join(line + b"\n" for line in merged.lines())
-    visit.exchange.respond(200, (_PLAIN,), body)
+    pieces = [own_page(gateway)]
+    for piece in merged.families():
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    visit.exchange.respond(200, (_PLAIN,), b"".join(pieces))
 
 
 def own_page(gateway: Gateway) -> bytes:
