@@ -1,6 +1,9 @@
 """A model between two hosts whose wire has no limit: `model sync` against k parallel `ssh cat`.
 
-Needs root and the rig's programs. Interleaved rounds; the best k of each round counts.
+Needs root and the rig's programs. Interleaved rounds; the best k of each round counts. Ours is the
+whole command: its start, the looks, every sha256, all of it on the disk, READY. The cats are the
+bare copy with ssh's own choice of cipher; what hashes and disk cost by hand is told beside.
+Both hosts share this machine's processors, as a real pair does not.
 """
 
 from __future__ import annotations
@@ -30,21 +33,24 @@ _SSH = (
 _CAT = f'{_SSH} "$2" "cat > $3/${{1##*/}}" < "$1"'
 
 
-def by_cat(rig: Rig, name: str, streams: int) -> float:
-    """Seconds for all files, `streams` at a time, nothing verified."""
+def by_cat(rig: Rig, name: str, streams: int) -> tuple[float, float]:
+    """Seconds for all files, `streams` at a time; and until they are hashed and on the disk."""
     (target,) = rig.workers
     target.sh("mkdir -p /srv/by-hand")
     files = rig.head.sh('find "$1" -type f', f"{model_store.ROOT}/{name}").stdout.split()
     began = time.monotonic()
     with ThreadPoolExecutor(streams) as pool:
         list(pool.map(lambda path: rig.head.sh(_CAT, path, target.ip, "/srv/by-hand"), files))
-    seconds = time.monotonic() - began
+    copied = time.monotonic() - began
+    target.sh("cd /srv/by-hand && ls | xargs -P 4 -n 1 openssl dgst -sha256 && sync -f .")
+    safe = time.monotonic() - began
     target.sh("rm -rf /srv/by-hand")
-    return seconds
+    return copied, safe
 
 
 def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
     ratios: list[float] = []
+    safe: list[float] = []
     for number in range(given.rounds):
         name = f"Pair-{number}"
         shards = model_store.shards(given.shards, given.mib * model_store.MiB)
@@ -53,15 +59,18 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
         began = time.monotonic()
         by_sync(rig, folder, name)
         ours = time.monotonic() - began
-        best = min(by_hand, key=lambda streams: by_hand[streams])
-        ratios.append(by_hand[best] / ours)
+        ratios.append(min(copied for copied, _ in by_hand.values()) / ours)
+        safe.append(min(safe for _, safe in by_hand.values()) / ours)
         print(
             json.dumps(
                 {
                     "round": number,
                     "mib": size // model_store.MiB,
                     "sync_s": round(ours, 2),
-                    "ssh_cat_s": {k: round(s, 2) for k, s in by_hand.items()},
+                    "ssh_cat_s": {k: round(copied, 2) for k, (copied, _) in by_hand.items()},
+                    "with_hashes_on_disk_s": {
+                        k: round(all_, 2) for k, (_, all_) in by_hand.items()
+                    },
                 }
             ),
             file=sys.stderr,
@@ -76,6 +85,7 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
         "target": f">= {GOAL}",
         "pass": ratio >= GOAL,
         "n": given.rounds,
+        "times_cat_with_hashes_on_disk": round(statistics.median(safe), 3),
     }
     print(json.dumps(record), flush=True)
 
@@ -83,9 +93,9 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--shards", type=int, default=16)
-    options.add_argument("--mib", type=int, default=64)
+    options.add_argument("--mib", type=int, default=256)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4])
+    options.add_argument("--streams", type=int, nargs="+", default=[2, 4])
     given = options.parse_args()
     reason = rigs.reason_it_cannot_run()
     if reason:

@@ -26,6 +26,8 @@ if [ "$(id -u)" = 0 ]; then
     measure bench/status.py
     measure bench/up.py
     measure bench/models.py
+    measure bench/models_pair.py
+    measure bench/models_faults.py
     measure bench/images.py
 else
     printf '== status and up are measured on real hosts, which needs root: left out\n'

@@ -264,14 +264,17 @@ def test_verify_finds_every_flipped_byte_and_takes_the_mark_away(fleet: Fleet) -
     broken.write_bytes(content)
     os.utime(broken, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fleet.states() == ["ready", "ready", "absent"]
-    result = fleet.invoke("verify", "model", "--deep", "--repair")
+    result = fleet.invoke("verify", "model", "--deep")
     assert result.exit_code == 4
     assert result.stdout.splitlines()[1:] == [
         "b: corrupt",
         f"  {KEPT[2]}: other content than the manifest says",
         "c: absent",
     ]
-    assert "b: vllmdeploy model sync model" in result.stderr
+    assert "b: vllmdeploy model verify model --repair" in result.stderr
+    assert fleet.states() == ["ready", "unmarked", "absent"]
+    with pytest.raises(UsageError, match="--yes"):
+        fleet.invoke("verify", "model", "--repair")
     assert fleet.states() == ["ready", "unmarked", "absent"]
 
 

@@ -53,6 +53,18 @@ def test_nothing_is_started_twice() -> None:
     assert swarm.next(0.0) == ()
 
 
+def test_transfers_between_two_hosts_share_connections_one_after_another() -> None:
+    swarm = swarm_of(1, [MiB] * 4)
+    first, second = swarm.next(0.0)
+    assert (first.stream, second.stream) == (0, 1)
+    swarm.moved(first, 1.0)
+    (third,) = swarm.next(1.0)
+    assert third.stream == 0
+    swarm.arrived(second, 2.0)
+    (fourth,) = swarm.next(2.0)
+    assert fourth.stream == 1
+
+
 def test_a_host_sends_a_piece_as_soon_as_it_has_it() -> None:
     swarm = swarm_of(2, [4 * MiB])
     first, second = swarm.next(0.0)

@@ -200,8 +200,9 @@ def test_a_flipped_bit_is_found_and_only_that_file_comes_again(rig: Rig, folder:
     assert found.returncode == 4
     assert "model-00003.safetensors" in found.stdout + found.stderr
     began = received(host)
-    mended = model_store.sync(rig, folder, "Flipped")
-    assert mended["status"] == 0, mended["said"]
+    mended = rig.vllmdeploy("model", "verify", "Flipped", "--repair", "--yes", folder=folder)
+    assert mended.returncode == 0, mended.stderr
+    assert f"{host.ip}: ready" in mended.stdout
     assert model_store.is_whole(host, "Flipped", manifest)
     assert received(host) - began < 3 * MiB
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from vllmdeploy.tools.rsync import Keys, Pull, Road
 
 PLACE = ModelPlace("/models", "Tiny")
 ROAD = Road(ip="10.0.0.1", user="deploy", port=2222)
-KEYS = Keys(private="/state/key", known_hosts="/state/known")
+KEYS = Keys(private="/state/key", known_hosts="/state/known", connections="/state/ssh")
 
 
 def pull(**changes: object) -> Command:
@@ -28,6 +30,8 @@ def test_a_pull_names_everything_but_the_files_which_come_on_stdin() -> None:
     assert command.argv[4:] == (
         "/models/.incoming/Tiny",
         "7",
+        rsync.transport(ROAD, KEYS),
+        "/state/ssh",
         "--inplace",
         "--append-verify",
         "--copy-links",
@@ -36,7 +40,7 @@ def test_a_pull_names_everything_but_the_files_which_come_on_stdin() -> None:
         "--outbuf=L",
         "--timeout=20",
         "-e",
-        rsync.transport(ROAD, KEYS),
+        """sh -c 'cd / && eval "exec $VLLMDEPLOY_SSH \\"\\$@\\""' ssh""",
         "10.0.0.1:Tiny/",
     )
     assert command.stdin == b"a b\nd/c\n"
@@ -63,6 +67,18 @@ def test_ssh_trusts_the_given_host_keys_only_and_forwards_nothing() -> None:
         " -o Ciphers=aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,"
         "aes256-ctr,aes128-ctr -o LogLevel=ERROR"
     )
+
+
+def test_a_connection_is_left_for_the_next_pull_that_names_it() -> None:
+    def socket(connection: str, **changes: str) -> str:
+        words = rsync.transport(ROAD, replace(KEYS, **changes), connection)
+        return words.partition("ControlPath=")[2].partition(" ")[0]
+
+    first = socket("a b 0")
+    assert re.fullmatch("/state/ssh/[0-9a-f]{16}", first)
+    assert socket("a b 0") == first != socket("a b 1")
+    # No socket can be made there.
+    assert socket("a b 0", connections="/state/" + 80 * "x") == ""
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,15 @@ def verify(
         bool, typer.Option("--deep", help="Compute every hash on every host, not sizes only.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Say for each host which command mends it.")
+        bool, typer.Option("--repair", help="Bring what is wrong again, from hosts that are right.")
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """Hold a model on every host against its manifest; a folder made by hand gets one.
 
     Exit code 4: some host has it, and not whole.
 
-    Example: vllmdeploy model verify Llama-3-8B-instruct --deep
+    Example: vllmdeploy model verify Llama-3-8B-instruct --deep --repair
     """
     from vllmdeploy.cli import model_text
     from vllmdeploy.workflows import models
@@ -85,7 +86,11 @@ def verify(
             model_download.adopted(session, seen, name)
             seen = models.look(session)
         standings = _judged(session, seen, name, deep=deep)
-        _conclude(here, session, seen, name, standings, repair=repair)
+        if repair and _repaired(here, session, seen, name, standings, yes=yes):
+            seen = models.look(session)
+            unjudged = {h: one for h, one in standings.items() if isinstance(one, VllmdeployError)}
+            standings = {**_judged(session, seen, name, deep=False), **unjudged}
+        _conclude(here, session, seen, name, standings)
 
 
 @app.command()
@@ -131,17 +136,49 @@ def _judged(
     return standings
 
 
-def _conclude(
+def _wrong(standings: Mapping[str, Standing | VllmdeployError]) -> list[str]:
+    from vllmdeploy.plan.models import Standing, State
+
+    fine = (State.READY, State.ABSENT)
+    return [
+        host
+        for host, one in standings.items()
+        if isinstance(one, Standing) and one.state not in fine
+    ]
+
+
+def _repaired(
     here: World,
     session: Session,
     seen: SeenModels,
     name: str,
     standings: Mapping[str, Standing | VllmdeployError],
     *,
-    repair: bool,
+    yes: bool,
+) -> bool:
+    """Whether anything was done: what the head itself lacks comes from where it was downloaded."""
+    from vllmdeploy.workflows import sync as workflow
+
+    wrong = _wrong(standings)
+    if not wrong or seen.head in wrong:
+        return False
+    with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+        options = workflow.Options(only=frozenset(wrong))
+        _, synced = model_sync.bring(here, session, name, options, stop, yes=yes)
+    for error in synced.failed.values():
+        output.error(error)
+    return True
+
+
+def _conclude(
+    here: World,
+    session: Session,
+    seen: SeenModels,
+    name: str,
+    standings: Mapping[str, Standing | VllmdeployError],
 ) -> None:
     from vllmdeploy.cli import model_text
-    from vllmdeploy.plan.models import Standing, State
+    from vllmdeploy.plan.models import Standing
 
     judged = {host: one for host, one in standings.items() if isinstance(one, Standing)}
     if here.json:
@@ -149,10 +186,9 @@ def _conclude(
         output.document({"model": name, "hosts": documents})
     else:
         output.answer(model_text.verify_text(seen, name, judged))
-    wrong = [host for host, one in judged.items() if one.state not in (State.READY, State.ABSENT)]
-    if repair:
-        for host in wrong:
-            output.say(model_text.repair_hint(seen, host, name))
+    wrong = _wrong(standings)
+    for host in wrong:
+        output.say(model_text.repair_hint(seen, host, name))
     errors = [one for one in standings.values() if isinstance(one, VllmdeployError)]
     for error in [*errors, *session.failures.values()]:
         raise error

@@ -137,7 +137,7 @@ def _some(items: Sequence[str], most: int = 20) -> list[str]:
 def repair_hint(seen: SeenModels, host: str, name: str) -> str:
     manifest = seen.manifests.get(name)
     if host != seen.head:
-        return f"{host}: vllmdeploy model sync {name}"
+        return f"{host}: vllmdeploy model verify {name} --repair"
     if manifest is None or manifest.source == "folder":
         return f"{host}: put the right files there, remove {seen.root}/{name}/.vllmdeploy, verify"
     return (

@@ -57,6 +57,11 @@ class Layout:
         return f"{self.root}/images"
 
     @property
+    def connections(self) -> str:
+        """Sockets of the SSH connections to other hosts that one pull leaves for the next."""
+        return f"{self.root}/ssh"
+
+    @property
     def sync_secrets(self) -> str:
         return f"{self.secrets}/sync"
 

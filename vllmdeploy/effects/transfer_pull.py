@@ -95,7 +95,7 @@ def fetch(
     if transfer.relayed:
         _relay(transfer.piece, source, target, freight, arrival, anew=checksum)
     else:
-        _pull(transfer.piece, source, target, freight, arrival, resumes=resumes, checksum=checksum)
+        _pull(transfer, source, target, freight, arrival, resumes=resumes, checksum=checksum)
     return wrong(transfer.piece, freight.manifest, arrival.hashes)
 
 
@@ -105,7 +105,7 @@ def wrong(piece: Piece, manifest: Manifest, hashes: Mapping[str, str]) -> tuple[
 
 
 def _pull(
-    piece: Piece,
+    transfer: Transfer,
     source: Party,
     target: Party,
     freight: Freight,
@@ -117,14 +117,16 @@ def _pull(
     road = source.member.road
     if road is None:
         raise ValueError(f"{source.name} cannot be read from directly")
+    piece, place = transfer.piece, freight.place_on(target)
     wanted = rsync.Pull(
-        place=freight.place_on(target),
+        place=place,
         number=piece.number,
         paths=piece.paths,
         size=piece.size,
         resumes=resumes,
         checksum=checksum,
         limit_kib_s=freight.limit_kib_s,
+        connection=f"{source.name} {target.name} {transfer.stream} {place.incoming}",
     )
     access = target.member.access
     command = access.of(rsync.pull(wanted, road, sync_keys.keys(access.layout)))

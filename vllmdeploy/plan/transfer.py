@@ -193,11 +193,18 @@ class Swarm:
     def _start(self, books: Books, source: str, target: str, number: int, now: float) -> Transfer:
         piece = self.pieces[number]
         relayed = not (self.peers[source].direct and self.peers[target].direct)
-        transfer = Transfer(next(self._numbers), piece, source, target, now, relayed)
+        stream = self._free_stream(source, target)
+        transfer = Transfer(next(self._numbers), piece, source, target, now, relayed, stream)
         self._running[transfer.number] = _Running(transfer, now)
         self.peers[target].arriving |= piece.bit
         books.started(transfer)
         return transfer
+
+    def _free_stream(self, source: str, target: str) -> int:
+        """What is being verified needs its connection no more."""
+        moving = [one.transfer for one in self._running.values() if one.moving]
+        taken = {one.stream for one in moving if (one.source, one.target) == (source, target)}
+        return next(stream for stream in count() if stream not in taken)
 
     def wake_at(self, now: float) -> float | None:
         """When, without any news, there may be something to start."""

@@ -29,7 +29,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """`relayed`: through the control machine, because these two cannot do it alone."""
+    """`relayed`: through the control machine, because these two cannot do it alone. `stream`: which
+    of the connections between the two, of which each carries one transfer after another."""
 
     number: int
     piece: Piece
@@ -37,6 +38,7 @@ class Transfer:
     target: str
     since: float
     relayed: bool = False
+    stream: int = 0
 
 
 def pieces_of(manifest: Manifest) -> tuple[Piece, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ _CIPHERS = (
     "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,"
     "aes256-ctr,aes128-ctr"
 )
+# A socket's path may have 107 bytes, of which ssh takes 17 while it makes one.
+_LONGEST_SOCKET = 90
+_KEPT_OPEN_S = 30
 _VERSION = re.compile(r"rsync\s+version\s+v?(\d+)\.(\d+)")
 _PROGRESS = re.compile(r"\s*(\d+)\s+\d+%\s")
 _RECEIVED = re.compile(r"sent \d+ bytes  received (\d+) bytes")
@@ -41,15 +45,18 @@ class Road:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Files on the receiving host: the cluster's private key, and the sources' host keys."""
+    """Files on the receiving host: the cluster's private key, the sources' host keys, and a folder
+    for the sockets of connections that are used again."""
 
     private: str
     known_hosts: str
+    connections: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pull:
-    """One piece on its way. `checksum`: what is there may be wrong anywhere, compare it all."""
+    """One piece on its way. `checksum`: what is there may be wrong anywhere, compare it all.
+    `connection`: pulls that name the same one share it, one after another."""
 
     place: ModelPlace
     number: int
@@ -58,6 +65,7 @@ class Pull:
     resumes: bool = False
     checksum: bool = False
     limit_kib_s: int | None = None
+    connection: str = ""
 
 
 def usable(version: str) -> bool:
@@ -66,8 +74,8 @@ def usable(version: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= OLDEST
 
 
-def transport(road: Road, keys: Keys) -> str:
-    """rsync splits it at spaces and understands quotes as a shell does."""
+def transport(road: Road, keys: Keys, connection: str = "") -> str:
+    """The words of ssh, quoted as for a shell."""
     options = {
         "BatchMode": "yes",
         "IdentitiesOnly": "yes",
@@ -81,13 +89,24 @@ def transport(road: Road, keys: Keys) -> str:
         "ServerAliveCountMax": "3",
         "Ciphers": _CIPHERS,
         "LogLevel": "ERROR",
+        **_shared(keys, connection),
     }
     set_ = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     ssh = ("ssh", "-F", "/dev/null", "-i", keys.private, "-p", str(road.port), "-l", road.user)
     return shlex.join((*ssh, *set_))
 
 
-# $1 the incoming folder, $2 the piece's number, then rsync's words less the list; paths on stdin.
+def _shared(keys: Keys, connection: str) -> dict[str, str]:
+    """A tenth of a second of both ends' processors goes into every new connection: the next pull
+    finds this one open."""
+    path = f"{keys.connections}/{hashlib.sha256(connection.encode()).hexdigest()[:16]}"
+    if not connection or len(path) > _LONGEST_SOCKET or "%" in path:
+        return {}
+    return {"ControlMaster": "auto", "ControlPath": path, "ControlPersist": str(_KEPT_OPEN_S)}
+
+
+# $1 the incoming folder, $2 the piece's number, $3 ssh's words, $4 the folder of its sockets, then
+# rsync's words less the list; paths on stdin.
 # A pull that outlived its run would be a second writer: whoever comes next ends it first. It is
 # told by its working folder, for its number may belong to another process by now.
 _PULL = (
@@ -95,7 +114,9 @@ _PULL = (
     + """
 umask 022; export LC_ALL=C
 mkdir -p "$1/.vllmdeploy/pulls" && cd -P -- "$1" || exit 1
-own=.vllmdeploy/pulls/$2; shift 2
+export VLLMDEPLOY_SSH="$3"
+mkdir -p -m 700 "$4" || exit 1
+own=.vllmdeploy/pulls/$2; shift 4
 ours() { [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$PWD" ]; }
 if pid=$(cat "$own.pid" 2>/dev/null) && ours "$pid"; then
   kill "$pid"; tries=0
@@ -103,16 +124,22 @@ if pid=$(cat "$own.pid" 2>/dev/null) && ours "$pid"; then
   if ours "$pid"; then kill -KILL "$pid"; fi
 fi
 tr '\\n' '\\0' > "$own.list" || exit 1
-rsync --files-from="$own.list" --from0 "$@" ./ </dev/null &
+rsync --files-from="$own.list" --from0 "$@" ./ </dev/null 2>"$own.err" &
 echo $! > "$own.pid"
 wait $!; status=$?
 rm -f "$own.pid"
+cat "$own.err" >&2
+rm -f "$own.err"
 [ $status = 0 ] || exit $status
 echo moved
 sha256 < "$own.list" || exit 1
 rm -f "$own.list"
 """
 )
+
+
+# The connection outlives the pull that made it, so it may not stand in the folder.
+_SSH = """sh -c 'cd / && eval "exec $VLLMDEPLOY_SSH \\"\\$@\\""' ssh"""
 
 
 def pull(wanted: Pull, road: Road, keys: Keys) -> Command:
@@ -125,11 +152,13 @@ def pull(wanted: Pull, road: Road, keys: Keys) -> Command:
         *("--info=progress2,stats1", "--no-human-readable", "--outbuf=L"),
         f"--timeout={silent_s:.0f}",
         *((f"--bwlimit={wanted.limit_kib_s}",) if wanted.limit_kib_s else ()),
-        *("-e", transport(road, keys)),
+        *("-e", _SSH),
         f"{road.ip}:{wanted.place.name}/",
     )
     names = "".join(f"{path}\n" for path in wanted.paths).encode()
-    text = script(_PULL, wanted.place.incoming, str(wanted.number), *argv, stdin=names, root=True)
+    ssh = transport(road, keys, wanted.connection)
+    first = (wanted.place.incoming, str(wanted.number), ssh, keys.connections)
+    text = script(_PULL, *first, *argv, stdin=names, root=True)
     return text.within(float("inf"))
 
 

@@ -24,7 +24,11 @@ def tag(cluster: str) -> str:
 
 def keys(layout: Layout) -> Keys:
     folder = layout.sync_secrets
-    return Keys(private=f"{folder}/{PRIVATE}", known_hosts=f"{folder}/{KNOWN_HOSTS}")
+    return Keys(
+        private=f"{folder}/{PRIVATE}",
+        known_hosts=f"{folder}/{KNOWN_HOSTS}",
+        connections=layout.connections,
+    )
 
 
 _MAKE = """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from vllmdeploy.core.command import Result, script
+from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.reading import whole
 from vllmdeploy.tools.manifest_names import META_FOLDER
@@ -32,13 +32,15 @@ exit 0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundModel:
     """`digest`: what its READY marker carries; empty where it has none. `weights`: the size of its
-    weight files; 0 where they are of a kind that we do not know."""
+    weight files; 0 where they are of a kind that we do not know. `unreadable`: what the engine's
+    own user cannot read, as its container says."""
 
     there: bool = False
     digest: str = ""
     managed: bool = False
     config: str = ""
     weights: int = 0
+    unreadable: str = ""
 
     @property
     def problem(self) -> str:
@@ -47,7 +49,9 @@ class FoundModel:
             return "not there"
         if self.managed and not self.digest:
             return "not complete: it has a manifest and no READY marker"
-        return "" if self.config else "no model: its folder has no config.json"
+        if not self.config:
+            return "no model: its folder has no config.json"
+        return f"not readable where the engine runs: {self.unreadable}" if self.unreadable else ""
 
 
 def folder(path: str) -> Fact[FoundModel]:
@@ -56,6 +60,34 @@ def folder(path: str) -> Fact[FoundModel]:
         command=script(_QUESTION, path, META_FOLDER, root=True).within(20),
         parse=_parse,
     )
+
+
+# Files are opened: what a network file system forbids is told by nothing else. $1 the folder.
+_READABLE = """
+tell() { printf '@@unreadable@@%s, by user %s\\n' "$1" "$(id -u)"; exit 0; }
+{ cd "$1" && ls >/dev/null; } 2>/dev/null || tell "$1"
+find -L . -name .vllmdeploy -prune -o -type d ! -exec test -x {} ';' -print | head -n 1 | {
+  read -r path && tell "$path"; }
+find -L . -name .vllmdeploy -prune -o -type f -exec sh -c '
+  for path; do { true < "$path"; } 2>/dev/null || { printf "%s\\n" "$path"; exit 1; }; done
+' sh {} + 2>/dev/null | head -n 1 | { read -r path && tell "$path"; }
+exit 0
+"""
+
+
+def readable_argv(path: str) -> tuple[str, ...]:
+    """Run this where the engine will run, as the user that it will be."""
+    return ("sh", "-c", _READABLE, "sh", path)
+
+
+def unreadable(command: Command) -> Fact[str]:
+    """What cannot be read; nothing too where there is no container to say it."""
+    return Fact(name="readable model", command=command, parse=_parse_unreadable)
+
+
+def _parse_unreadable(result: Result) -> str:
+    said = result.stdout.partition("@@unreadable@@")[2].splitlines()
+    return said[0] if said else ""
 
 
 def _parse(result: Result) -> FoundModel:

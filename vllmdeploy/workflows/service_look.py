@@ -21,7 +21,7 @@ from vllmdeploy.tools import files, vllm
 from vllmdeploy.tools.model_weights import weights, weights_argv
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
 from vllmdeploy.tools.vllm_measured import Measured, measured
-from vllmdeploy.tools.vllm_model import FoundModel, folder
+from vllmdeploy.tools.vllm_model import FoundModel, folder, readable_argv, unreadable
 from vllmdeploy.tools.vllm_services import Service, Stored, stored
 from vllmdeploy.workflows import cluster
 from vllmdeploy.workflows.service_keys import Keys, gateway_wanted, kept_keys
@@ -198,7 +198,14 @@ def look_elsewhere(session: Session, members: Sequence[Member]) -> dict[str, Els
 
 def _models(session: Session, members: tuple[Member, ...], path: str) -> dict[str, FoundModel]:
     def ask_host(member: Member) -> FoundModel:
-        return ask_one(session.shells[member.name], folder(path), member.found.access)
+        shell, way = session.shells[member.name], member.found.access
+        if session.wanted.runtime != "docker":
+            return ask_one(shell, folder(path), way)
+        node = node_name(session.wanted, member.found)
+        opening = inside(session.wanted, node, *readable_argv(path)).within(60)
+        model: FoundModel
+        model, closed = ask(shell, (folder(path), unreadable(opening)), way)
+        return replace(model, unreadable=closed)
 
     return _each(members, ask_host)
 

@@ -41,11 +41,12 @@ _ASKED_EVERY_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`limit_kib_s`: what one host may send, and receive, in all."""
+    """`limit_kib_s`: what one host may send, and receive, in all. `only`: bring it to no others."""
 
     interface: str = AUTO
     limit_kib_s: int | None = None
     through_control: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,12 @@ def look_at(session: Session, name: str, options: Options) -> Job:
     seen = look(session, place)
     manifest = manifest_of(session, seen, place)
     stands = {host: stand(one.store, manifest, name) for host, one in seen.items()}
+    if options.only is not None:
+        stands = {
+            host: one
+            for host, one in stands.items()
+            if host in options.only or one.standing is Standing.READY
+        }
     job = Job(place=place, manifest=manifest, options=options, seen=seen, stands=stands)
     if not job.targets or options.through_control:
         return job
