@@ -1,6 +1,7 @@
 """The gateway beside vllm-router and nginx, before the same upstreams, in turns; prints JSON lines.
 
     python bench/gateway.py [throughput] [latency] [stream-cpu] [lag] [held] [memory]
+                            [orphans] [detection]
 
 A peer that cannot be had is left out, with the reason. Ours runs with keys, health checks,
 metrics and retries on. Everything shares this machine, so only ratios within one run say much.
@@ -21,6 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gateway_faults as faults
 import gateway_peers as peers
 import gateway_streams as streams
 from gateway_peers import KEY, Peer, Unavailable
@@ -265,6 +267,30 @@ def memory(given: argparse.Namespace) -> None:
     )
 
 
+def orphans(given: argparse.Namespace) -> None:
+    """Streams whose clients leave in the middle: from then on their engines work for nobody."""
+    with workshop() as folder:
+        late = sorted(streams.run(faults.orphans(folder, given.leaving)))
+    name = f"slowest of {len(late)} engines freed after a client left, ms"
+    show("orphans", name, late[-1] * 1000, 100, more={"p50_ms": round(late[len(late) // 2] * 1000)})
+
+
+def detection(given: argparse.Namespace) -> None:
+    for fault, (_, limit, what) in faults.FAULTS.items():
+        seen: list[float] = []
+        for _ in range(given.rounds):
+            with workshop() as folder:
+                seen.append(faults.until_unused(folder, fault))
+        more = {"s": [round(one, 3) for one in seen]}
+        show(
+            f"detection-{fault}",
+            f"an engine {what}: seconds it is used",
+            max(seen),
+            limit,
+            more=more,
+        )
+
+
 def middle(loads: Sequence[Load]) -> Load:
     return Load(
         sum(one.requests for one in loads),
@@ -300,6 +326,8 @@ _FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {
     "lag": lag,
     "held": held,
     "memory": memory,
+    "orphans": orphans,
+    "detection": detection,
 }
 
 
@@ -309,6 +337,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=int, default=5)
     options.add_argument("--streams", type=int, default=8000)
+    options.add_argument("--leaving", type=int, default=1000)
     options.add_argument("--requests", type=int, default=1_000_000)
     given = options.parse_args()
     for name in given.figures or _FIGURES:

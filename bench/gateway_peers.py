@@ -68,19 +68,25 @@ def program(*argv: str, log: Path) -> Generator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def fake_engines(count: int) -> Generator[list[str]]:
-    """Each a process of its own, in Python: for streams."""
+def fake_processes(count: int) -> Generator[dict[str, subprocess.Popen[str]]]:
+    """By their addresses; each in Python: for streams, and for faults."""
     with contextlib.ExitStack() as stack:
         argv = (sys.executable, str(HERE / "gateway_upstream.py"))
-        ports: list[str] = []
+        found: dict[str, subprocess.Popen[str]] = {}
         for _ in range(count):
             process = stack.enter_context(
                 subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, preexec_fn=many_files)
             )
-            stack.callback(process.terminate)
+            stack.callback(process.kill)  # it may be one that was stopped
             assert process.stdout is not None
-            ports.append(process.stdout.readline().strip())
-        yield [f"http://127.0.0.1:{port}" for port in ports]
+            found[f"http://127.0.0.1:{process.stdout.readline().strip()}"] = process
+        yield found
+
+
+@contextlib.contextmanager
+def fake_engines(count: int) -> Generator[list[str]]:
+    with fake_processes(count) as found:
+        yield list(found)
 
 
 @contextlib.contextmanager
@@ -207,6 +213,12 @@ def answers(port: int, path: str) -> None:
             if time.monotonic() > until:
                 raise Unavailable(f"no answer of {path} within {_READY_S:g} s: {error}") from error
         time.sleep(0.1)
+
+
+def page(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        found: str = answer.read().decode()
+        return found
 
 
 def many_files() -> None:

@@ -2,13 +2,15 @@
 bench/gateway.py. Prints its port, then serves.
 
 A body with `"chunks"` gets a stream of so many events, each a write of its own, `"every_ms"`
-apart; anything else the same short answer at once.
+apart; anything else the same short answer at once. After SIGUSR1 it hangs: it still says that it is
+healthy, and answers nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from typing import cast
 
@@ -52,6 +54,8 @@ _LAST = chunk(_DONE) + b"0\r\n\r\n"
 
 
 class Fake(asyncio.Protocol):
+    hangs = False
+
     def __init__(self) -> None:
         self._held = bytearray()
         self._wanted = 0
@@ -79,6 +83,8 @@ class Fake(asyncio.Protocol):
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get "):
             self._transport.write(_PAGES.get(head.split(b" ", 2)[1], _ANSWER))
+        elif Fake.hangs:
+            return
         elif len(body) < 4096 and b'"chunks"' in body:
             asked = json.loads(body)
             self._transport.write(_STREAM)
@@ -96,8 +102,14 @@ class Fake(asyncio.Protocol):
         asyncio.get_running_loop().call_later(every_s, self._next, left - 1, every_s)
 
 
+def hang() -> None:
+    Fake.hangs = True
+
+
 async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Fake, "127.0.0.1", 0, backlog=4096)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, hang)
+    server = await loop.create_server(Fake, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -21,8 +21,9 @@ async def wanted(body: object) -> Wanted:
     return await read(HEAD, json.dumps(body).encode(), 0.0, 64)
 
 
-async def test_a_long_body_reaches_the_engine_byte_for_byte() -> None:
-    body = b' {"prompt" : "%b", "model":"m" ,"n": 1} ' % (b"x " * 100_000)
+@pytest.mark.parametrize("words", [100_000, 2_000_000])
+async def test_a_long_body_reaches_the_engine_byte_for_byte(words: int) -> None:
+    body = b' {"prompt" : "%b", "model":"m" ,"n": 1} ' % (b"x " * words)
     async with engines(1) as (engine,), started([engine]) as gateway:
         assert (await gateway.ask(body)).status == 200
         assert engine.asked[0].body == body

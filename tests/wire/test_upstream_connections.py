@@ -75,3 +75,36 @@ async def test_who_waits_for_an_answer_is_told_that_it_was_given_up() -> None:
     assert isinstance(told, Abandoned)
     assert (wire.aborted, connection.asking, connection.reusable) == (True, False, False)
     connection.connection_lost(None)
+
+
+async def test_a_long_body_goes_in_pieces_between_which_others_have_turns() -> None:
+    connection, wire = connected()
+    body = bytes(range(256)) * 4096  # four pieces
+    asking = asyncio.ensure_future(connection.ask(b"head", body))
+    lengths: list[int] = []
+    while len(wire.sent) < len(body):
+        await asyncio.sleep(0)
+        lengths.append(len(wire.sent))
+    assert sorted(set(lengths)) == [4 + piece * len(body) // 4 for piece in range(1, 5)]
+    assert wire.sent == b"head" + body
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+    await asyncio.wait_for(asking, ALIVE_S)
+    assert connection.reusable
+    connection.connection_lost(None)
+
+
+async def test_one_that_is_answered_before_it_was_told_all_is_not_used_again() -> None:
+    connection, wire = connected()
+    connection.pause_writing()
+    asking = asyncio.ensure_future(connection.ask(b"head", b"x" * 1_000_000))
+    await asyncio.sleep(0)
+    assert wire.sent == b"head"
+    connection.data_received(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n")
+    await asyncio.wait_for(asking, ALIVE_S)
+    assert not connection.reusable
+    connection.resume_writing()
+    assert len(wire.sent) > len(b"head")
+    connection.connection_lost(None)
+    sent = len(wire.sent)
+    await asyncio.sleep(0)
+    assert len(wire.sent) == sent

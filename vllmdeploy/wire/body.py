@@ -1,7 +1,9 @@
-"""Bodies of HTTP/1.1 messages without a length: in chunks, or until the connection closes."""
+"""Bodies of HTTP/1.1 messages: those without a length taken out of their chunks, all of them
+gathered whole."""
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Protocol
 
@@ -12,6 +14,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 _LINE_MAX = 256
 _TRAILERS_MAX = 8192
+_JOINED_MAX = 512 * 1024
 
 _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
@@ -108,6 +111,42 @@ class Chunked:
             return at
         self._trailers += end - at
         return end
+
+
+class Gathered:
+    """A body that is put together as it comes: joined in one go at its end, one of 20 MB would
+    keep everybody waiting. `size` stays what it was when the body was taken."""
+
+    __slots__ = ("_file", "_parts", "size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._file: io.BytesIO | None = None
+        self.size = 0
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self._file is not None:
+            self._file.write(piece)
+            return
+        self._parts.append(piece)
+        if self.size > _JOINED_MAX:
+            self._file = io.BytesIO()
+            self._file.write(b"".join(self._parts))
+            self._parts = []
+
+    def take(self) -> bytes:
+        """Copies no long body: what is asked for whole is the memory that was written to."""
+        if self._file is not None:
+            whole, self._file = self._file.getvalue(), None
+            return whole
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def forget(self) -> None:
+        self._parts = []
+        self._file = None
+        self.size = 0
 
 
 def decoder(length: int) -> Decoder:

@@ -26,6 +26,7 @@ from vllmdeploy.wire.work import Waiter, waiter
 # breaks off can then be asked for again elsewhere.
 COLLECTED_MAX = MIB
 _UNREAD_MAX = 256 * 1024
+_SENT_AT_ONCE = 256 * 1024  # in one turn of the loop: the system takes megabytes, and its time
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -36,7 +37,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         *("_deadlines", "_failure", "_head", "_held", "_held_size", "_loop", "_paused"),
-        *("_reader", "_sink", "_times", "_transport", "_until", "_waiter"),
+        *("_reader", "_sink", "_stuck", "_times", "_transport", "_unsent", "_until", "_waiter"),
         *("asked", "deadline", "idle_since", "lost", "on_lost"),
     )
 
@@ -52,6 +53,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._waiter: Waiter | None = None
         self._failure: UpstreamError | None = None
         self._paused = False
+        self._stuck = False
+        self._unsent: memoryview | None = None
         self._until = NEVER
         self.asked = 0
         self.lost = False
@@ -69,6 +72,7 @@ class UpstreamConnection(asyncio.Protocol):
             and head.keep_alive
             and self._reader.complete
             and not self._reader.waiting
+            and self._unsent is None
         )
 
     async def ask(self, *request: bytes) -> AnswerHead:
@@ -84,7 +88,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._until = now + self._times.total_s
         self.deadline = now + self._times.first_byte_s
         for piece in request:
-            self._transport.write(piece)
+            if len(piece) <= _SENT_AT_ONCE:
+                self._transport.write(piece)
+            else:
+                self._unsent = memoryview(piece)
+                self._send_on()
         await self._wait()
         return self._answer()
 
@@ -184,8 +192,16 @@ class UpstreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None:
+        self._stuck = True
+
+    def resume_writing(self) -> None:
+        self._stuck = False
+        self._send_on()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self._unsent = None
         self._deadlines.discard(self)
         head = self._head
         if self.on_lost is not None:
@@ -205,7 +221,17 @@ class UpstreamConnection(asyncio.Protocol):
         begun = self._head is not None
         self._fail(TimedOut("silent in the middle" if begun else "no first byte", begun=begun))
 
-    # the way of an answer
+    # the way of a request, and of its answer
+
+    def _send_on(self) -> None:
+        """A long body goes piece by piece, the last of what is asked; others have turns between."""
+        unsent = self._unsent
+        if unsent is None or self._stuck:
+            return
+        self._unsent = unsent[_SENT_AT_ONCE:] if len(unsent) > _SENT_AT_ONCE else None
+        self._transport.write(unsent[:_SENT_AT_ONCE])
+        if self._unsent is not None and not self._stuck:
+            self._loop.call_soon(self._send_on)
 
     def _read_head(self) -> bool:
         if not self.asked or self._waiter is None:

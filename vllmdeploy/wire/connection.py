@@ -8,6 +8,7 @@ import struct
 from time import monotonic
 from typing import cast
 
+from vllmdeploy.wire.body import Gathered
 from vllmdeploy.wire.deadlines import NEVER
 from vllmdeploy.wire.exchange import Exchange
 from vllmdeploy.wire.faults import Malformed
@@ -18,6 +19,7 @@ from vllmdeploy.wire.work import Work
 from vllmdeploy.wire.write import CONTINUE, answer_head
 
 _AHEAD_MAX = 64 * 1024
+_READ_AT_ONCE = 128 * 1024  # or more in one piece: then the others have a turn before the next
 _WRITE_HIGH = 256 * 1024
 _RESET = struct.pack("ii", 1, 0)  # lingers for no time at all: closing is a reset
 _RESETTABLE = (socket.AF_INET, socket.AF_INET6)
@@ -31,8 +33,8 @@ _HEAD, _BODY, _BUSY, _LINGER, _GONE = range(5)
 
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
-        *("_admitted", "_body_since", "_exchange", "_held", "_parts", "_paused", "_reader"),
-        *("_server", "_size", "_state", "_transport", "_trusted", "_work"),
+        *("_admitted", "_body_since", "_exchange", "_gathered", "_held", "_paused", "_reader"),
+        *("_server", "_state", "_transport", "_trusted", "_work"),
         *("deadline", "notes", "peer"),
     )
 
@@ -43,8 +45,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._admitted: Admitted | None = None
         self._work: Work | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._gathered = Gathered()
         self._body_since = 0.0
         self._held = False
         self._paused = False
@@ -73,6 +74,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self._reader.feed(data)
         if state is not _BUSY:
+            if len(data) >= _READ_AT_ONCE:
+                self._let_others_read()
             self._advance()
         elif self._reader.waiting > _AHEAD_MAX:
             self._transport.pause_reading()
@@ -123,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
 
     def finished(self) -> None:
         exchange, self._exchange = self._exchange, None
-        if self._size:
+        if self._gathered.size:
             self._forget_body()
         if self._state is _GONE:
             return
@@ -193,7 +196,7 @@ class ClientConnection(asyncio.Protocol):
     def _expect(self, wanted: bytes) -> None:
         if wanted.lower() != b"100-continue":
             self._refuse(417, "only 100-continue can be expected")
-        elif not self._size:
+        elif not self._gathered.size:
             self._transport.write(CONTINUE)
 
     def _read_body(self) -> None:
@@ -211,8 +214,7 @@ class ClientConnection(asyncio.Protocol):
         exchange, admitted = self._exchange, self._admitted
         if exchange is None or admitted is None:
             raise RuntimeError("a body was read without its head")
-        parts, self._parts = self._parts, []
-        exchange.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        exchange.body = self._gathered.take()
         self._state = _BUSY
         self.deadline = NEVER
         # Kept before it begins: it may end, and let the next request in, before `go_on` returns.
@@ -225,19 +227,28 @@ class ClientConnection(asyncio.Protocol):
         if self._admitted is not None and self._admitted.sink is not None:
             self._admitted.sink.take(payload)
             return
-        server, size = self._server, len(payload)
-        self._parts.append(payload)
-        self._size += size
-        server.buffered += size
+        server, gathered = self._server, self._gathered
+        gathered.add(payload)
+        server.buffered += len(payload)
         limit = self._admitted.body_limit if self._admitted else 0
-        if self._size > limit:
+        if gathered.size > limit:
             self._refuse(413, f"the body is longer than {limit} bytes")
         elif server.buffered > server.limits.buffered:
             self._refuse(503, "too many bytes of other requests are waiting; try again")
 
     def _come(self) -> int:
         sink = self._admitted.sink if self._admitted else None
-        return self._size if sink is None else sink.size
+        return self._gathered.size if sink is None else sink.size
+
+    def _let_others_read(self) -> None:
+        """libuv reads on, megabytes in one turn, for as long as a fast client has filled the
+        system's buffers."""
+        self._transport.pause_reading()
+        self._server.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._state is not _GONE and not self._held:
+            self._transport.resume_reading()
 
     def _hold_body(self, paused: bool) -> None:
         """The silence of a client that is not read is not its own."""
@@ -252,9 +263,8 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = NEVER if paused else monotonic() + self._server.limits.body_idle_s
 
     def _forget_body(self) -> None:
-        self._server.buffered -= self._size
-        self._size = 0
-        self._parts = []
+        self._server.buffered -= self._gathered.size
+        self._gathered.forget()
         if self._admitted is not None and self._admitted.sink is not None:
             self._admitted.sink.abandon()
 
