@@ -9,6 +9,7 @@ what=$1 ray=$2
 export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 [ -n "${PIP_INDEX_URL:-}" ] || unset PIP_INDEX_URL
+[ -n "${PIP_EXTRA_INDEX_URL:-}" ] || unset PIP_EXTRA_INDEX_URL
 python=$(command -v python3) || { echo "there is no python3 in this image" >&2; exit 1; }
 
 from_wheels=

@@ -185,6 +185,10 @@ def test_only_hosts_that_are_to_have_it_must_be_there(fleet: ScriptedFleet, run:
         (("build", "--wheels", "."), "--wheels .: it holds no .whl files"),
         (("build", "--on", "gpu-09"), "--on gpu-09: no such host"),
         (
+            ("build", "--extra-index", "https://me:secret@pkg.example/simple"),
+            "--extra-index: whoever has the image could read the password in it",
+        ),
+        (
             ("build", "--index", "https://me:secret@pkg.example/simple"),
             "--index: whoever has the image could read the password in it",
         ),
@@ -216,6 +220,9 @@ def test_a_build_is_shown_with_all_that_decides_it(fleet: ScriptedFleet, run: Ru
     offline = run("build", "--wheels", "wheels", "--dry-run").out
     assert "(Ray 2.60.0 from 1 wheels, no network)" in offline
     assert "--network none" in offline
+    both = ("--index", "https://a.example/simple", "--extra-index", "https://b.example/cpu")
+    indexes = "PIP_INDEX_URL=https://a.example/simple --build-arg PIP_EXTRA_INDEX_URL=https://b.example/cpu"
+    assert f"--build-arg {indexes} --label" in run("build", *both, "--dry-run").out
 
 
 def test_an_image_without_vllm_is_not_built_on(fleet: ScriptedFleet, run: Run) -> None:

@@ -40,6 +40,9 @@ def build(
     ] = False,
     on: Annotated[str, typer.Option(help="Host that builds. Default: the head.")] = "",
     index: Annotated[str, typer.Option(help="Package index other than the usual one.")] = "",
+    extra_index: Annotated[
+        str, typer.Option(help="Package index beside it, as one with CPU builds of torch.")
+    ] = "",
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -52,7 +55,13 @@ def build(
 
     here = world(context)
     options = image_build.Options(
-        reference=image, wheels=wheels, tag=tag, cpu=cpu, on=on, index=index
+        reference=image,
+        wheels=wheels,
+        tag=tag,
+        cpu=cpu,
+        on=on,
+        index=index,
+        extra_index=extra_index,
     )
     with here.session(here.loaded()) as session:
         job = image_build.look_at(session, options)

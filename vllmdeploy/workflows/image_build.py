@@ -26,7 +26,7 @@ from vllmdeploy.workflows.session import Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`index`: a package index other than the usual one."""
+    """`index`: a package index other than the usual one; `extra_index`: one beside it."""
 
     reference: str = ""
     wheels: Path | None = None
@@ -34,6 +34,7 @@ class Options:
     cpu: bool = False
     on: str = ""
     index: str = ""
+    extra_index: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,9 @@ class Job:
 
 def look_at(session: Session, options: Options) -> Job:
     """Refuses what cannot become an image that works."""
-    if "@" in options.index:
-        raise UsageError("--index: whoever has the image could read the password in it")
+    for flag, url in (("--index", options.index), ("--extra-index", options.extra_index)):
+        if "@" in url:
+            raise UsageError(f"{flag}: whoever has the image could read the password in it")
     wheels = wheels_in(options.wheels) if options.wheels else ()
     host = _host(session, options.on)
     if host.name in session.failures:
@@ -120,7 +122,11 @@ def decide(job: Job) -> Plan:
 
 
 def _command(job: Job, build: Build) -> Command:
-    index = {"PIP_INDEX_URL": job.options.index} if job.options.index else {}
+    indexes = {
+        "PIP_INDEX_URL": job.options.index,
+        "PIP_EXTRA_INDEX_URL": job.options.extra_index,
+    }
+    index = {name: url for name, url in indexes.items() if url}
     return images.build(
         build.tag,
         build.dockerfile,
