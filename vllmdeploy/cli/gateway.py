@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,9 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import World, world
+from vllmdeploy.cli.gateway_table import Look, instances_table, tables
 from vllmdeploy.errors import UsageError
+from vllmdeploy.tools.gateway_page import Page, parse
 
 if TYPE_CHECKING:
     from vllmdeploy.effects.gateway_admin import GatewayAdmin
@@ -27,11 +29,6 @@ KeyFile = Annotated[
     Path | None, typer.Option("--admin-key-file", help="Admin key. Default: ADMIN_KEY_FILE.")
 ]
 Instance = Annotated[str, typer.Argument(help="An instance's id, as `gateway list` shows it.")]
-
-_HEADINGS = (
-    *("INSTANCE", "STATE", "MODELS", "IN FLIGHT", "RUNNING", "WAITING", "KV", "HITS"),
-    *("FIRST BYTE", "REQUESTS", "FAILED", "WHY"),
-)
 
 
 @app.callback(no_args_is_help=True)
@@ -70,22 +67,32 @@ def status(
     """
     here = world(context)
     with _admin(here, url, admin_key_file) as gateway:
+        before: Look | None = None
         while True:
-            root, instances = gateway.root(), gateway.instances()
+            root, look = gateway.root(), _look(gateway)
             if watch and not here.json:
                 output.clear()
             if here.json:
+                instances = [*look.instances]
                 output.document({**root, "instances": instances, "policy": gateway.policy()})
             else:
-                ready = root.get("instances", {})
-                output.answer(
-                    f"{gateway.url}: {root.get('state')}, "
-                    f"{ready.get('ready')} of {ready.get('total')} instances ready"
-                )
-                output.answer(_table(instances))
+                output.answer(f"{_summary(gateway.url, root)}\n{tables(before, look)}")
             if not watch:
                 return
+            before = look
             time.sleep(1)
+
+
+def _look(gateway: GatewayAdmin) -> Look:
+    instances, page = gateway.instances(), parse(gateway.metrics())
+    return Look(at=time.monotonic(), instances=instances, page=page or Page())
+
+
+def _summary(url: str, root: dict[str, Any]) -> str:
+    ready = root.get("instances", {})
+    return (
+        f"{url}: {root.get('state')}, {ready.get('ready')} of {ready.get('total')} instances ready"
+    )
 
 
 @app.command("list")
@@ -100,7 +107,7 @@ def list_(context: typer.Context, *, url: Url = "", admin_key_file: KeyFile = No
     if here.json:
         output.document({"instances": instances})
     else:
-        output.answer(_table(instances))
+        output.answer(instances_table(instances))
 
 
 @app.command()
@@ -219,26 +226,4 @@ def _shown(here: World, instance: dict[str, Any]) -> None:
     if here.json:
         output.document(instance)
     else:
-        output.answer(_table([instance]))
-
-
-def _table(instances: Sequence[dict[str, Any]]) -> str:
-    return output.table(_HEADINGS, [_row(one) for one in instances])
-
-
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    hits = one.get("prefix_hit_rate")
-    return (
-        str(one.get("id", "")),
-        str(one.get("state", "")),
-        ",".join(map(str, one.get("models", ()))) or "-",
-        str(one.get("inflight", "")),
-        str(one.get("running", "")),
-        str(one.get("waiting", "")),
-        f"{float(one.get('kv_usage') or 0):.0%}",
-        "-" if hits is None else f"{float(hits):.0%}",
-        f"{float(one.get('first_byte_ms') or 0):.0f} ms",
-        str(one.get("requests", "")),
-        str(sum(dict(one.get("failures") or {}).values())),
-        str(one.get("reason", "")),
-    )
+        output.answer(instances_table([instance]))

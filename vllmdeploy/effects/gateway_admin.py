@@ -36,6 +36,15 @@ class GatewayAdmin:
         """503 is an answer here: it says why nothing is ready."""
         return self._ask("GET", "/health", accepted=(200, 503))
 
+    def metrics(self) -> str:
+        try:
+            answer = self._client.get("/metrics")
+        except httpx.HTTPError as error:
+            raise self._silent("GET", "/metrics", error) from error
+        if answer.status_code != 200:
+            raise self._refused("GET", "/metrics", answer)
+        return answer.text
+
     def instances(self) -> list[dict[str, Any]]:
         return cast("list[dict[str, Any]]", self._ask("GET", "/admin/instances")["instances"])
 
@@ -71,10 +80,7 @@ class GatewayAdmin:
         try:
             answer = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise NotHealthy(
-                f"{self.url}: {method} {path}: {str(error) or type(error).__name__}",
-                hint="is the gateway running? `vllmdeploy status`, or give --url",
-            ) from error
+            raise self._silent(method, path, error) from error
         if answer.status_code not in accepted:
             raise self._refused(method, path, answer)
         try:
@@ -84,6 +90,12 @@ class GatewayAdmin:
         if not isinstance(value, dict):
             raise NotHealthy(f"{self.url}: {method} {path}: not a gateway's answer")
         return cast("dict[str, Any]", value)
+
+    def _silent(self, method: str, path: str, error: httpx.HTTPError) -> NotHealthy:
+        return NotHealthy(
+            f"{self.url}: {method} {path}: {str(error) or type(error).__name__}",
+            hint="is the gateway running? `vllmdeploy status`, or give --url",
+        )
 
     def _refused(self, method: str, path: str, answer: httpx.Response) -> VllmdeployError:
         said = f"{self.url}: {method} {path}: {answer.status_code}: {_words(answer)}"

@@ -72,8 +72,40 @@ class Page:
             queued=sums.get("queue_length", 0.0),
         )
 
+    def models(self) -> tuple[str, ...]:
+        """Those that are served, whether or not anybody has asked for them."""
+        served = {one.labels.get("model", "") for one in self.samples if one.name == "queue_length"}
+        return tuple(sorted(served))
+
+    def first_bytes(self, model: str, before: Page) -> dict[float, float]:
+        """How many first bytes came within so many seconds, since the page before."""
+        counts: dict[float, float] = {}
+        for page, sign in ((self, 1.0), (before, -1.0)):
+            for sample in page._of("model", model):
+                if sample.name == "first_byte_seconds_bucket":
+                    bound = float(sample.labels.get("le", "inf"))
+                    counts[bound] = counts.get(bound, 0.0) + sign * sample.value
+        return counts
+
     def _of(self, label: str, value: str) -> Iterator[Sample]:
         return (one for one in self.samples if one.labels.get(label) == value)
+
+
+def quantile(counts: Mapping[float, float], share: float) -> float | None:
+    """As Prometheus reckons it: even within a bucket, and no more than the last bound."""
+    bounds = sorted(counts)
+    total = counts[bounds[-1]] if bounds else 0.0
+    if total <= 0:
+        return None
+    low, below = 0.0, 0.0
+    for bound in bounds:
+        count = counts[bound]
+        if count >= share * total:
+            if bound == float("inf"):
+                return low
+            return low + (bound - low) * (share * total - below) / (count - below)
+        low, below = bound, count
+    return low
 
 
 def parse(text: str) -> Page | None:
