@@ -109,7 +109,7 @@ def test_a_read_hook_that_makes_no_json_spoils_only_its_row() -> None:
         (b'{"prompt":"\\ud800"}', "lone_surrogate: a \\u escape is half of a surrogate pair"),
         (b'{"prompt":"x","top_p":NaN}', "bad_json: NaN is not JSON"),
         (b'{"prompt":"x","top_p":-Infinity}', "bad_json: -Infinity is not JSON"),
-        (b'\xef\xbb\xbf{"prompt":"x"}', "bad_json: Expecting value at character 1"),
+        (b'\xef\xbb\xbf{"prompt":"x"}', "bad_json: a BOM that is not at the start of the file"),
         (b'\xe2\x80\xa8{"prompt":"x"}', "bad_json: Expecting value at character 1"),
         (b'{"prompt":"x"}{"prompt":"y"}', "bad_json: Extra data at character 15"),
         (b'{"prompt":"' + b"x" * LIMIT + b'"}', "too_long: the line has 1014 bytes"),

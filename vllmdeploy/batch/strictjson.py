@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import cast
 
@@ -30,6 +31,8 @@ def load(raw: bytes) -> object:
     except json.JSONDecodeError as error:
         if b"\0" in raw:
             raise NotStrictJson("nul", f"a NUL at byte {raw.index(0) + 1}") from error
+        if raw.startswith(codecs.BOM_UTF8):
+            raise NotStrictJson("bad_json", "a BOM that is not at the start of the file") from error
         raise NotStrictJson("bad_json", f"{error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise NotStrictJson("bad_json", "nested too deeply") from error
