@@ -53,6 +53,8 @@ _FILES = {
     "vllm/entrypoints/cli/__init__.py": "",
     "vllm/entrypoints/cli/serve.py": "",
     "vllm/entrypoints/cli/main.py": SERVER,
+    "vllm/entrypoints/openai/__init__.py": "",
+    "vllm/entrypoints/openai/api_server.py": SERVER,
     "vllm-0.17.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.17.0\n",
 }
 

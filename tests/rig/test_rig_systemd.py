@@ -10,14 +10,12 @@ import pytest
 
 from tests.rig import look
 from tests.rig import rig as rigs
+from tests.rig.booted import SYSTEMD, boot_systemd
 from tests.rig.disk import Profile
-from tests.rig.host import Host
 from tests.rig.operate import JOIN_LIMIT_S, KEPT, cards, operator
 from tests.rig.programs import until
 from tests.rig.rig import Rig
 
-SYSTEMD = Path("/lib/systemd/systemd")
-BOOT = Path(__file__).with_name("booted.sh")
 UNIT = "vllmdeploy-vllm-ray-head.service"
 
 pytestmark = [
@@ -30,27 +28,10 @@ pytestmark = [
 def rig() -> Generator[Rig]:
     fleet = rigs.start((Profile(name="head", engine=False),))
     try:
-        _boot_systemd(fleet.head)
+        boot_systemd(fleet.head)
         yield fleet
     finally:
         fleet.remove()
-
-
-def _boot_systemd(host: Host) -> None:
-    """Start systemd in the host, and its sshd anew where systemd is PID 1."""
-    spaces = "setsid unshare --mount --pid --fork --cgroup --propagation private"
-    host.sh("cat >/run/booted.sh", stdin=BOOT.read_bytes())
-    host.sh(f"{spaces} bash /run/booted.sh >/var/log/booted.log 2>&1 &")
-    inside = until("systemd is up", lambda: _inside(host), every_s=0.2)
-    host.stop_sshd()
-    host.sh(f"{inside} /usr/sbin/sshd")
-
-
-def _inside(host: Host) -> str | None:
-    pid = host.sh("pgrep -x systemd", check=False).stdout.strip()
-    enter = f"nsenter -t {pid} -m -p -C"
-    state = host.sh(f"{enter} systemctl is-system-running", check=False).stdout.strip()
-    return enter if pid and state in ("running", "degraded") else None
 
 
 def test_a_unit_is_made_comes_back_when_killed_and_is_gone_after_down(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ vllmdeploy.fingerprint=0123456789ab
 
 def test_the_unit_of_a_node() -> None:
     assert systemd.text(SPEC) == TEXT
+
+
+def test_an_engines_unit_has_less_to_call_on() -> None:
+    confined = systemd.text(replace(SPEC, confined=True))
+    before, after = TEXT.split("ReadWritePaths=")
+    assert confined == f"{before}{systemd.CONFINEMENT}ReadWritePaths={after}"
 
 
 def lines(argv: tuple[str, ...], **environment: str) -> list[str]:

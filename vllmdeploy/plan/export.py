@@ -24,6 +24,16 @@ _PORT = "--port"
 _LOOPBACKS = "127.0.0.0/8,::1/128"
 
 
+# The gateway has no driver to load and no code to compile.
+_NO_DEVICES = (
+    "PrivateDevices=yes\n"
+    "CapabilityBoundingSet=\n"
+    "ProtectClock=yes\n"
+    "ProtectKernelModules=yes\n"
+    "SystemCallFilter=~@module\n"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     """What is written: instances, the host of the gateway, and the program that the gateway is."""
@@ -136,7 +146,7 @@ def _unit_text(exported: Exported, one: Instance) -> str:
         f'ExecStart={before} "${{PORT}}" {after}\n'
         f"TimeoutStopSec={_STOP_S}\n"
         f"CacheDirectory=vllmdeploy/%p\n"
-        f"{lines}{_restarting(systemd.SUPERVISION)}{systemd.HARDENING}"
+        f"{lines}{_restarting(systemd.SUPERVISION)}{systemd.HARDENING}{systemd.CONFINEMENT}"
         f"ReadWritePaths=/tmp\n"
         f"\n[Install]\nWantedBy=multi-user.target\n"
     )
@@ -180,8 +190,8 @@ def _gateway_unit(exported: Exported) -> str:
         f"TimeoutStopSec={_STOP_S}\n"
         f"StateDirectory={systemd.plain(state)}\n"
         f"Environment={path}\n"
-        f"{systemd.SUPERVISION}{systemd.HARDENING}"
-        f"PrivateDevices=yes\n"
+        f"{systemd.SUPERVISION}{systemd.HARDENING}{systemd.CONFINEMENT}"
+        f"{_NO_DEVICES}"
         f"\n[Install]\nWantedBy=multi-user.target\n"
     )
 

@@ -146,6 +146,7 @@ def made(wanted: Wanted, gateway: GatewayWanted, head: Member) -> Made:
         labels=labels,
         environment=environment,
         writable=folders,
+        confined=True,
     )
     return Made(command=systemd.make(unit), fingerprint=mark, folders=folders)
 

@@ -29,6 +29,20 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 """
 
+# For engines and gateways. Ray runs whatever its users give it, profilers included, so its nodes go
+# without. What is left of capabilities and calls is what drivers need to load their last part and
+# to make device files, and what root needs to read models and caches that others own. A call that
+# is not allowed fails; it kills nobody.
+CONFINEMENT = """\
+RestrictNamespaces=yes
+RestrictRealtime=yes
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_IPC_LOCK \
+CAP_KILL CAP_MKNOD CAP_SYS_MODULE CAP_SYS_NICE
+SystemCallArchitectures=native
+SystemCallFilter=@system-service @module
+SystemCallErrorNumber=EPERM
+"""
+
 # One worker out of memory must not end the node: the warden decides what that means.
 SUPERVISION = """\
 Restart=always
@@ -52,6 +66,7 @@ class UnitSpec:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     writable: tuple[str, ...] = ()
     user: str = ""
+    confined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +109,7 @@ def text(spec: UnitSpec) -> str:
         f"Type=exec\n"
         f"ExecStart={command(spec.argv)}\n"
         f"TimeoutStopSec={spec.stop_s}\n"
-        f"{user}{environment}{SUPERVISION}{HARDENING}"
+        f"{user}{environment}{SUPERVISION}{HARDENING}{CONFINEMENT if spec.confined else ''}"
         f"ReadWritePaths={writable}\n"
         f"\n[Install]\nWantedBy=multi-user.target\n"
         f"\n[{_LABELS}]\n{labels}"

@@ -163,6 +163,7 @@ class InSystemd:
             labels=program.labels,
             environment=program.environment,
             writable=program.folders,
+            confined=node.role == "instance",
         )
         return Made(
             command=systemd.make(spec), fingerprint=program.fingerprint, folders=program.folders
