@@ -121,6 +121,28 @@ def test_exports_are_named_one_a_line(run: Run, open_folder: Path) -> None:
     assert (code, "a firewall needs addresses: gpu-01, gpu-02" in err) == (2, True)
 
 
+def test_more_on_another_host_leave_those_that_run_alone(run: Run, open_folder: Path) -> None:
+    head = open_folder / "gpu-01"
+    for name in ("gpu-01", "gpu-02"):
+        docker = open_folder / name / "bin/docker"
+        text = docker.read_text()
+        # Programs in a container have names of their own; and this vLLM has a `vllm serve`.
+        text = text.replace("--name) name=$word ;;", "--name) name=${name:-$word} ;;")
+        text = text.replace('"vllm":"0.17.0"', '"vllm":"0.17.0","version":"0.17.0","serve":true')
+        docker.write_text(text)
+    engine = '{"engines": {"vllm-instance-m-1": {"state": "running"}}, '
+    (head / "status").write_text(f'{engine}"models": {{"m": {{"instances": {{"ready": 1}}}}}}}}')
+    first = ("instances", "start", "m", "--hosts", "gpu-01", "--count", "1", "--yes")
+    code, _, err = run(*first)
+    assert code == 0, err
+    code, out, err = run(
+        *("instances", "start", "m", "--hosts", "gpu-02", "--count", "2", "--dry-run")
+    )
+    assert code == 0, err
+    assert "# gpu-02: create vllm-instance-m-2 (not found)" in out
+    assert "m-1 (" not in out
+
+
 def test_a_firewall_is_opened_only_when_that_is_asked_for(run: Run, open_folder: Path) -> None:
     nodes = "gpu-01 ip=10.0.0.1 head=yes\ngpu-02 ip=10.0.0.2\n"
     Path("worker_nodes.txt").write_text(nodes)

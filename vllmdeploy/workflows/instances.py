@@ -21,7 +21,7 @@ from vllmdeploy.plan.instances_wanted import (
     instances_of,
     slot_of,
 )
-from vllmdeploy.plan.service import model_folder
+from vllmdeploy.plan.service import model_folder, service_name
 from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.tools.vllm_services import Service
 from vllmdeploy.workflows import cluster, service
@@ -46,7 +46,8 @@ class InstancesPlan:
 def decide_start(session: Session, asked: InstancesWanted) -> InstancesPlan:
     """What is missing of the wanted instances, behind the gateway; one that fails harms none."""
     folder, shares = model_folder(session.wanted, asked.engine), asked.per_card > 1
-    looked = look(session, model=folder, hosts=asked.hosts, mps=shares)
+    name = service_name(asked.engine)
+    looked = look(session, model=folder, hosts=asked.hosts, mps=shares, of=name)
     return decide_found(session, asked, looked)
 
 

@@ -38,10 +38,12 @@ def look(
     model: str = "",
     hosts: tuple[str, ...] = (),
     mps: bool = False,
+    of: str = "",
     seen: Seen | None = None,
 ) -> Looked:
     """`model`: a folder to look for, on the hosts that are meant; none named: on all. `mps`: their
-    MPS daemons too, where they have such cards. `seen`: what was asked of the fleet before."""
+    MPS daemons too, where they have such cards. `of`: hosts that have instances of this name are
+    meant as well. `seen`: what was asked of the fleet before."""
     known = [host.name for host in session.fleet.hosts]
     for name in hosts:
         if name not in known:
@@ -53,7 +55,8 @@ def look(
     ]
     if lost:
         raise PreflightRefused(lost)
-    asked = [one for one in members if model and (not hosts or one.name in hosts)]
+    homes = {one.head for one in instances_of(seen.instances) if one.belongs_to == of}
+    asked = [one for one in members if model and (not hosts or one.name in {*hosts, *homes})]
 
     def answer_of(one: Member) -> _Answer:
         meant = one in asked

@@ -13,7 +13,7 @@ from vllmdeploy.plan import rerank
 from vllmdeploy.plan.instances_decide import meant
 from vllmdeploy.plan.instances_wanted import InstancesWanted, asked_of
 from vllmdeploy.plan.rerank import RerankWanted
-from vllmdeploy.plan.service import model_folder
+from vllmdeploy.plan.service import model_folder, service_name
 from vllmdeploy.tools.manifest_names import name_of
 from vllmdeploy.tools.vllm import Vllm
 from vllmdeploy.tools.vllm_model import FoundModel
@@ -97,7 +97,8 @@ def _sequences_fit(settings: Settings) -> None:
 def decide_start(session: Session, asked: RerankAsked) -> InstancesPlan:
     engine = asked.instances.engine
     folder = model_folder(session.wanted, engine)
-    looked = look(session, model=folder, hosts=asked.instances.hosts, mps=True)
+    hosts, name = asked.instances.hosts, service_name(engine)
+    looked = look(session, model=folder, hosts=hosts, mps=True, of=name)
     _there(asked, looked)
     first = meant(asked.instances, looked.found)[0].name
     vllm = looked.found.vllm.get(first, Vllm())
