@@ -79,16 +79,16 @@ def up(
 
 
 def _bring_up(here: World, session: Session, *, yes: bool) -> None:
-    from vllmdeploy.workflows import cluster, service
+    from vllmdeploy.workflows import cluster, service_up
 
     session.need_all()
     with cluster.locked(session, "up") as stop:
         found = session.look_at_all()
-        decided = service.decide_up(session, found)
+        decided = service_up.decide_up(session, found)
 
         def with_images(on_event: OnEvent) -> Plan:
             return cluster.decide_with_images(
-                session, found, on_event, stop, decide=service.decide_up
+                session, found, on_event, stop, decide=service_up.decide_up
             )
 
         carry_out(here, session, decided, "up", stop, yes=yes, prepare=with_images)
@@ -176,7 +176,7 @@ def unlock(context: typer.Context, *, yes: Yes = False) -> None:
 
 
 def _decided(here: World, *, offline: bool, cards: int) -> Plan:
-    from vllmdeploy.workflows import service
+    from vllmdeploy.workflows import service_up
 
     loaded = here.loaded()
     if offline:
@@ -184,4 +184,4 @@ def _decided(here: World, *, offline: bool, cards: int) -> Plan:
 
         return decide_offline(loaded, cards=cards)
     with here.session(loaded) as session:
-        return service.decide_up(session, session.look_at_all())
+        return service_up.decide_up(session, session.look_at_all())

@@ -17,7 +17,7 @@ from vllmdeploy.plan.mend import Patience, decided_by_somebody, without, without
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service_steps import RETRY
 from vllmdeploy.plan.spares import Lineup, lineup
-from vllmdeploy.workflows import cluster, service
+from vllmdeploy.workflows import cluster, service_up
 from vllmdeploy.workflows.session import Session
 
 Sessions = Callable[[Loaded], AbstractContextManager[Session]]
@@ -86,7 +86,7 @@ class Watch:
                 for host in reachable.fleet.everyone
                 if host.name in there
             }
-            plan = self._chosen(service.decide_up(reachable, found, patient=False))
+            plan = self._chosen(service_up.decide_up(reachable, found, patient=False))
             if not plan.steps:
                 if not self.patience.resting(self.clock()):
                     self.patience.learn(self.clock(), worked=tuple(found), failed=())

@@ -1,0 +1,123 @@
+"""What `up` does for stored services: they come back, on spares where their hosts are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from vllmdeploy.core.plan import Draft, Plan
+from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.instances_wanted import instances_of
+from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.service_spares import models_wanted, placed_anew
+from vllmdeploy.plan.service_steps import Ground
+from vllmdeploy.plan.service_wanted import FoundServices
+from vllmdeploy.tools.vllm_engine import EngineState
+from vllmdeploy.tools.vllm_model import folder
+from vllmdeploy.tools.vllm_services import Service, stored
+from vllmdeploy.workflows import cluster, instances_up
+from vllmdeploy.workflows.service import offering
+from vllmdeploy.workflows.service_look import Seen, look
+from vllmdeploy.workflows.service_room import refuse_what_has_no_room
+from vllmdeploy.workflows.session import Session
+
+
+def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool = True) -> Plan:
+    """The whole fleet: its Ray nodes, and where services are stored, those and their gateway.
+    `patient`: the plan ends when all services answer, and what has no room for that is refused;
+    else it ends when all is done that helps them."""
+    instances = instances_up.stored_instances(session, found)
+    found = instances_up.promised(found, instances)
+    plan = cluster.decide_up(session, found)
+    heads = [found[host.name] for host in session.fleet.hosts if host.head]
+    kept = [
+        ask_one(session.shells[head.host.name], stored(head.access.layout.services), head.access)
+        for head in heads
+    ]
+    if not any(kept) and not instances:
+        return plan
+    seen = look(session, found=found)
+    if patient:
+        refuse_what_has_no_room(session, seen.groups)
+    return _with_services(session, seen, plan, patient=patient)
+
+
+def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -> Plan:
+    if not seen.services and not seen.instances:
+        return plan
+    draft = Draft(list(plan.steps), list(plan.notes))
+    awaited: list[str] = []
+    services: list[Service] = []
+    for group in seen.groups.values():
+        ground = Ground(
+            draft=draft,
+            wanted=session.wanted,
+            supervisor=session.supervisor,
+            head=group.head,
+            members=group.with_ranks,
+        )
+        hosts = {member.name for member in group.members}
+        before = tuple(step.key for step in plan if step.host in hosts)
+        placed_anew, before = _with_spares(session, ground, group, before)
+        awaited += _restored(ground, placed_anew, before, patient=patient)
+        services += placed_anew.services
+    back = instances_up.Back()
+    if instances_of(seen.instances):
+        back = instances_up.bring_back(session, seen, draft, patient=patient)
+    offered = offering(session, seen, draft)
+    offered.restore(services, tuple(awaited), then=back.instances, after=back.awaited)
+    return draft.finished()
+
+
+def _restored(
+    ground: Ground, group: FoundServices, before: tuple[str, ...], *, patient: bool
+) -> list[str]:
+    """What brings a group's services back; the keys of the steps that wait for them."""
+    states = {
+        one.name: group.engines.get(one.name) or EngineState(state="not running")
+        for one in group.services
+    }
+    given_up = [name for name, state in states.items() if state.state == "crash-loop"]
+    if given_up and not before:
+        before = (steps.retry(ground, given_up),)
+    awaited: list[str] = []
+    steps.remove_strays(ground, group)
+    for service in group.services:
+        state, content = states[service.name], group.stored[service.name].content
+        written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
+        if patient and (before or written or state.state != "running"):
+            cause = "its spec is stored here" if before else state.words
+            needs = (*before, *written)
+            awaited.append(steps.await_answer(ground, service, cause, needs, fresh=False))
+    return awaited
+
+
+def _with_spares(
+    session: Session, ground: Ground, group: FoundServices, before: tuple[str, ...]
+) -> tuple[FoundServices, tuple[str, ...]]:
+    """Services that wait for a host which a spare has replaced wait for the spare from now on."""
+    members = {member.name for member in group.members}
+    idle = {host.name for host in session.fleet.hosts if host.spare} - members
+    anew = placed_anew(ground.wanted, group, idle)
+    for note in (*anew.notes, *_models_lacking(session, group)):
+        ground.draft.note(note)
+    written = tuple(
+        steps.write(ground, name, one.content, "a spare has the place of its host", before)
+        for name, one in anew.changed.items()
+    )
+    return replace(group, stored={**group.stored, **anew.changed}), written or before
+
+
+def _models_lacking(session: Session, group: FoundServices) -> Iterator[str]:
+    """An engine whose rank finds no model on a spare ends again and again: said before."""
+    members = {member.name: member for member in group.members}
+    for spare, models in models_wanted(group).items():
+        for model in sorted(models):
+            path = f"{session.wanted.model_path.rstrip('/')}/{model}"
+            way = members[spare].found.access
+            if problem := ask_one(session.shells[spare], folder(path), way).problem:
+                yield (
+                    f"{spare}: model {path}: {problem}; services that come here need it:"
+                    f" vllmdeploy sync {model}"
+                )
