@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import sys
 import time
 from collections.abc import Mapping
@@ -62,11 +63,12 @@ class AccessLog:
         lines, self._lines = self._lines, []
         if self._file is None or not lines:
             return
-        try:
-            self._file.write("\n".join(lines) + "\n")
-            self._file.flush()
-        except OSError:
-            self.dropped += len(lines)
+        for piece in _pieces(lines):
+            try:
+                self._file.write("\n".join(piece) + "\n")
+                self._file.flush()
+            except OSError:
+                self.dropped += len(piece)
 
     def _keep(self, line: Mapping[str, object]) -> None:
         if len(self._lines) >= _HELD_MAX:
@@ -75,6 +77,19 @@ class AccessLog:
         self._lines.append(json.dumps(line))
         if self._timer is None:
             self._timer = self._loop.call_later(_FLUSH_S, self.flush)
+
+
+def _pieces(lines: list[str]) -> list[list[str]]:
+    """Several workers may write to one file or pipe: a piece this short is not torn apart."""
+    pieces: list[list[str]] = []
+    room = 0
+    for line in lines:
+        if len(line) >= room:
+            pieces.append([])
+            room = select.PIPE_BUF
+        pieces[-1].append(line)
+        room -= len(line) + 1
+    return pieces
 
 
 def _open(path: str) -> IO[str]:

@@ -8,17 +8,21 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from vllmdeploy.errors import UsageError
 from vllmdeploy.gateway.journal import say, warn
 
 _BACKLOG = 4096
-_SOCKETS_MAX = 8
+_SOCKETS_MAX = 128
 _READY = b"ready"
 _GIVE_S = 60.0
+_Address = tuple[str, int] | tuple[str, int, int, int]
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
+def bind(host: str, port: int, each: int = 1) -> list[socket.socket]:
+    """`each`: so many sockets of one address, among which the system spreads connections: of one
+    socket, the first of several workers to wake would take all that wait."""
     try:
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
@@ -34,14 +38,37 @@ def bind(host: str, port: int) -> list[socket.socket]:
         try:
             listener.bind(address)
         except OSError as error:
+            for one in (listener, *bound):
+                one.close()
             raise UsageError(
                 f"{host}:{port} cannot be listened on: {error.strerror}",
                 hint="another program has the port; --takeover replaces a running gateway",
             ) from error
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        bound.append(listener)
+        if each == 1:
+            bound.append(_listening(listener))
+            continue
+        # The first has made sure that no other program has the port; it must go, because the
+        # system would give it a part of the connections.
+        address = cast("_Address", listener.getsockname())
+        listener.close()
+        bound.extend(_shared(family, address) for _ in range(each))
     return bound
+
+
+def _listening(listener: socket.socket) -> socket.socket:
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def _shared(family: int, address: _Address) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind(address)
+    return _listening(listener)
 
 
 def given(descriptor: int) -> list[socket.socket]:

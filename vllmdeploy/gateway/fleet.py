@@ -34,12 +34,18 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """The instances that serve one model; `serving` is kept until somebody's health changes."""
+    """The instances that serve one model; `serving` is kept until somebody's health changes;
+    `elsewhere` wait in the workers of this gateway, where it has some."""
 
     model: str
     room: WaitingRoom[Waiter]
     members: list[Instance] = field(default_factory=list[Instance])
     serving: Sequence[Instance] = ()
+    elsewhere: int = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.room) + self.elsewhere
 
     def peers(self) -> Iterable[Health]:
         return (member.health for member in self.members)

@@ -17,6 +17,7 @@ from vllmdeploy.gateway.refusal import Refusal
 from vllmdeploy.gateway.spec import GatewaySpec
 from vllmdeploy.gateway.steering import Steering
 from vllmdeploy.gateway.visit import Visit
+from vllmdeploy.wire.pool import Pool
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +33,7 @@ class Gateway:
     draining: bool = False
     files: FileStore | None = None
     batches: Batches | None = None
+    parent: Pool | None = None  # of a worker
 
     def group_for(self, visit: Visit, model: str | None) -> Group:
         """The instances for a model, if this key may use it."""

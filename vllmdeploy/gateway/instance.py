@@ -23,7 +23,7 @@ class Instance:
     old one cannot touch the new."""
 
     __slots__ = (
-        *("authorization", "discovered", "engine_page", "failures", "health", "id"),
+        *("aside", "authorization", "discovered", "engine_page", "failures", "health", "id"),
         *(
             "host",
             "load",
@@ -65,7 +65,21 @@ class Instance:
         self.max_model_len = 0
         self.engine_page = b""
         self.requests = 0
+        self.aside = 0  # by how many workers, where it is they who serve
         self.failures: dict[str, int] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Here and, where there are workers, with each of them: any may get the next request."""
+        return self.health.serving and not self.aside
+
+    @property
+    def why(self) -> str:
+        """The reason for its state; what workers saw on connections of theirs is added to it."""
+        reason = self.health.reason
+        if not self.aside or not self.health.serving:
+            return reason
+        return f"{reason}{'; ' if reason else ''}not used by {self.aside} of the workers now"
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
@@ -36,12 +37,16 @@ ANYBODY = Identity("anybody", owner="anybody")
 
 @dataclass(slots=True)
 class Usage:
+    """`elsewhere_...`: what other workers have let in meanwhile."""
+
     requests: int = 0
     tokens: int = 0
     minute: int = -1
     in_minute: int = 0
     day: int = -1
     in_day: int = 0
+    elsewhere_in_minute: int = 0
+    elsewhere_in_day: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,14 @@ class Ledger:
         usage.requests += 1
         if identity.per_minute:
             _roll(usage, wall_time)
-            if usage.in_minute >= identity.per_minute:
+            if usage.in_minute + usage.elsewhere_in_minute >= identity.per_minute:
                 left = int(_MINUTE_S - wall_time % _MINUTE_S) + 1
                 message = f"this key may make {identity.per_minute} requests a minute"
                 raise Refusal(429, message, fields=try_again(left))
             usage.in_minute += 1
         if identity.tokens_per_day:
             _roll(usage, wall_time)
-            if usage.in_day >= identity.tokens_per_day:
+            if usage.in_day + usage.elsewhere_in_day >= identity.tokens_per_day:
                 left = int(_DAY_S - wall_time % _DAY_S) + 1
                 message = f"this key may use {identity.tokens_per_day} tokens a day"
                 raise Refusal(429, message, fields=try_again(left))
@@ -99,13 +104,38 @@ class Ledger:
             usage.tokens += tokens
             usage.in_day += tokens
 
+    def hear(self, elsewhere: Mapping[str, Usage]) -> None:
+        """What all other workers have let in, give or take a quarter of a second."""
+        for name, others in elsewhere.items():
+            usage = self.used.setdefault(name, Usage())
+            _roll_to(usage, max(usage.minute, others.minute), max(usage.day, others.day))
+            same_minute, same_day = others.minute == usage.minute, others.day == usage.day
+            usage.elsewhere_in_minute = others.in_minute if same_minute else 0
+            usage.elsewhere_in_day = others.in_day if same_day else 0
+
 
 def _roll(usage: Usage, wall_time: float) -> None:
-    minute, day = int(wall_time // _MINUTE_S), int(wall_time // _DAY_S)
+    _roll_to(usage, int(wall_time // _MINUTE_S), int(wall_time // _DAY_S))
+
+
+def _roll_to(usage: Usage, minute: int, day: int) -> None:
     if usage.minute != minute:
-        usage.minute, usage.in_minute = minute, 0
+        usage.minute, usage.in_minute, usage.elsewhere_in_minute = minute, 0, 0
     if usage.day != day:
-        usage.day, usage.in_day = day, 0
+        usage.day, usage.in_day, usage.elsewhere_in_day = day, 0, 0
+
+
+def added(one: Usage, other: Usage) -> Usage:
+    """Both together, in the later minute and the later day of the two."""
+    minute, day = max(one.minute, other.minute), max(one.day, other.day)
+    return Usage(
+        one.requests + other.requests,
+        one.tokens + other.tokens,
+        minute,
+        sum(usage.in_minute for usage in (one, other) if usage.minute == minute),
+        day,
+        sum(usage.in_day for usage in (one, other) if usage.day == day),
+    )
 
 
 def parse(text: str, path: str) -> Keys:

@@ -20,6 +20,12 @@ class Histogram:
         self.counts[bisect.bisect_left(_SECONDS, seconds)] += 1
         self.sum += seconds
 
+    def add(self, other: Histogram) -> None:
+        self.counts = [
+            mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
+        ]
+        self.sum += other.sum
+
 
 @dataclass(slots=True)
 class Meters:
@@ -33,6 +39,23 @@ class Meters:
     tokens: dict[Labels, int] = field(default_factory=dict[Labels, int])
     refused: dict[Labels, int] = field(default_factory=dict[Labels, int])
     broken_streams: int = 0
+
+    def add(self, other: Meters) -> None:
+        for mine, theirs in (
+            (self.requests, other.requests),
+            (self.tokens, other.tokens),
+            (self.refused, other.refused),
+        ):
+            for labels, count in theirs.items():
+                mine[labels] = mine.get(labels, 0) + count
+        for own, others in (
+            (self.durations, other.durations),
+            (self.first_bytes, other.first_bytes),
+            (self.waits, other.waits),
+        ):
+            for labels, histogram in others.items():
+                own.setdefault(labels, Histogram()).add(histogram)
+        self.broken_streams += other.broken_streams
 
     def answered(self, route: str, model: str, status: int, seconds: float) -> None:
         labels = (route, model, _STATUS_CLASSES[status // 100])

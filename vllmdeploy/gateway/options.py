@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vllmdeploy.errors import UsageError
 from vllmdeploy.gateway.address import parse_networks, plain_ip
 from vllmdeploy.gateway.fleet_file import default_id
-from vllmdeploy.gateway.spec import FleetSpec, GatewaySpec, UpstreamSpec
+from vllmdeploy.gateway.spec import NO_WORKER, FleetSpec, GatewaySpec, UpstreamSpec
 from vllmdeploy.routing import policies, scheduling
 from vllmdeploy.routing.thresholds import Thresholds
 from vllmdeploy.wire.limits import ClientLimits
@@ -19,7 +21,9 @@ _RANGE = re.compile(r"(?P<host>.+):(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5})
 _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+)):(?P<port>[0-9]{1,5})")
 _SIZE = re.compile(r"([0-9]{1,9})([kKmMgG]?)(?:[iI]?[bB])?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_WORKER = re.compile(r"([0-9]{1,6}):([0-9]{1,6}(?:,[0-9]{1,6})*)")
 _DISCOVERED_MAX = 1024
+_WORKERS_MAX = 32
 
 PROGRAM = "python -m vllmdeploy.gateway"
 EXAMPLE = """example:
@@ -74,6 +78,8 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         help=", ".join(scheduling.names()),
     )  # fmt: skip
     add("--default-model", default="", metavar="MODEL", help="for requests that name none")
+    add("--workers", type=int, default=1, metavar="N", help="processes that share the port")
+    add("--worker", default="", help=argparse.SUPPRESS)
     add("--limit", type=int, default=256, metavar="N", help="requests at once per instance")
     _add_limits(found)
     return found
@@ -97,7 +103,9 @@ def _add_limits(found: argparse.ArgumentParser) -> None:
 
 
 def spec(argv: Sequence[str] | None, *, prog: str = PROGRAM) -> GatewaySpec:
-    return from_options(parser(prog).parse_args(argv))
+    arguments = sys.argv[1:] if argv is None else argv
+    found = from_options(parser(prog).parse_args(arguments))
+    return replace(found, arguments=tuple(arguments))
 
 
 def from_options(given: argparse.Namespace) -> GatewaySpec:
@@ -137,6 +145,8 @@ def from_options(given: argparse.Namespace) -> GatewaySpec:
             fleet=FleetSpec(
                 tuple(_upstreams(given)), given.policy, given.scheduling, given.default_model
             ),
+            workers=_workers(given.workers),
+            worker=_worker(given.worker),
         )
     )
 
@@ -147,6 +157,8 @@ def checked(wanted: GatewaySpec) -> GatewaySpec:
     policies.create(wanted.fleet.policy)
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UsageError("--tls-cert and --tls-key belong together")
+    if wanted.workers > 1 and wanted.files_folder:
+        raise UsageError("--files needs a gateway of one process, without --workers")
     ids = [one.id for one in wanted.fleet.upstreams]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
@@ -205,6 +217,22 @@ def _listen(text: str) -> tuple[str, int, int]:
     if match is None or int(match["port"]) > 65535:
         raise UsageError(f"--listen {text!r} is not HOST:PORT, as 0.0.0.0:8000 or [::]:8000")
     return match["six"] or match["host"], int(match["port"]), -1
+
+
+def _workers(count: int) -> int:
+    if not 1 <= count <= _WORKERS_MAX:
+        raise UsageError(f"--workers must be from 1 to {_WORKERS_MAX}")
+    return count
+
+
+def _worker(text: str) -> tuple[int, tuple[int, ...]]:
+    """CHANNEL:SOCKET,SOCKET, numbers of open files that a parent has left to it."""
+    if not text:
+        return NO_WORKER
+    match = _WORKER.fullmatch(text)
+    if match is None:
+        raise UsageError("--worker is for a gateway's own workers; say --workers N")
+    return int(match[1]), tuple(int(number) for number in match[2].split(","))
 
 
 def _beside(config: str) -> str:

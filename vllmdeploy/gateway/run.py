@@ -6,8 +6,10 @@ import asyncio
 import gc
 import signal
 import socket
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from vllmdeploy.core.tasks import TaskGroup
 from vllmdeploy.errors import UsageError, VllmdeployError
@@ -24,7 +26,7 @@ from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.journal import say, warn
 from vllmdeploy.gateway.kept_file import KeptFile
 from vllmdeploy.gateway.probe import Prober
-from vllmdeploy.gateway.spec import GatewaySpec
+from vllmdeploy.gateway.spec import NO_WORKER, GatewaySpec
 from vllmdeploy.gateway.steering import Steering
 from vllmdeploy.gateway.table import routes
 from vllmdeploy.gateway.tls import Certificate
@@ -61,7 +63,7 @@ class Running:
         self.gateway = Gateway(
             spec, self.fleet, Dispatcher(self.fleet), self._access, self._steering, loop
         )
-        app = App(self.gateway, routes(), self._log)
+        app = App(self.gateway, routes(in_worker=spec.worker != NO_WORKER), self._log)
         if spec.files_folder:
             self.gateway.files = FileStore(Path(spec.files_folder), spec.files_size)
             self.gateway.batches = Batches(BatchStore(self.gateway.files), app.inside)
@@ -79,8 +81,7 @@ class Running:
         predecessor = self._open_doors()
         if predecessor is not None:
             await self._ready()
-        for listener in self.sockets:
-            self._listening.append(await self._listen(listener))
+        await self._listen(taking_over=predecessor is not None)
         if self.gateway.batches is not None:
             await self.gateway.batches.start()
         self._quieten_garbage_collector()
@@ -96,7 +97,11 @@ class Running:
         finally:
             await self._end()
 
-    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+    async def _listen(self, *, taking_over: bool) -> None:
+        for listener in self.sockets:
+            self._listening.append(await self._accept_from(listener))
+
+    async def _accept_from(self, listener: socket.socket) -> asyncio.Server:
         make = self._loop.create_server
         if self._certificate is None:
             return await make(self._connection, sock=listener)
@@ -107,13 +112,17 @@ class Running:
             ssl_handshake_timeout=self._spec.limits.head_s,
         )
 
+    def _beside(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on while it serves."""
+        return [file.watch() for file in self.files]
+
     async def _until_stopped(self) -> None:
         successor = None
         if self._spec.takeover:
             successor = doors.Successor(self._spec.takeover, self.sockets, self.stop)
         try:
             async with TaskGroup() as group:
-                tasks = [group.create_task(file.watch()) for file in self.files]
+                tasks = [group.create_task(work) for work in self._beside()]
                 if successor is not None:
                     tasks.append(group.create_task(successor.wait()))
                 await self._stop.wait()
@@ -195,7 +204,7 @@ class Running:
         elif spec.descriptor >= 0:
             self.sockets = doors.given(spec.descriptor)
         else:
-            self.sockets = doors.bind(spec.host, spec.port)
+            self.sockets = doors.bind(spec.host, spec.port, spec.workers)
         return predecessor
 
     async def _ready(self) -> None:
@@ -217,8 +226,8 @@ class Running:
         gc.set_threshold(_GARBAGE_EVERY, 20, 20)
 
 
-async def run(spec: GatewaySpec) -> None:
-    running = Running(spec)
+async def run(spec: GatewaySpec, kind: Callable[[GatewaySpec], Running] = Running) -> None:
+    running = kind(spec)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.stop)

@@ -8,6 +8,8 @@ from vllmdeploy.gateway.address import Network
 from vllmdeploy.routing.thresholds import Thresholds
 from vllmdeploy.wire.limits import ClientLimits
 
+NO_WORKER: tuple[int, tuple[int, ...]] = (-1, ())
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSpec:
@@ -65,3 +67,12 @@ class GatewaySpec:
     limits: ClientLimits = field(default_factory=ClientLimits)
     thresholds: Thresholds = field(default_factory=Thresholds)
     fleet: FleetSpec = field(default_factory=FleetSpec)
+    # With several workers: how each is begun, and, of one, its channel and its sockets.
+    workers: int = 1
+    arguments: tuple[str, ...] = ()
+    worker: tuple[int, tuple[int, ...]] = NO_WORKER
+
+
+def share(limit: int, workers: int) -> int:
+    """Of a limit on all of them together; none has nothing at all."""
+    return -(-limit // workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import monotonic
@@ -24,6 +25,7 @@ class Steering:
         self._fleet = fleet
         self._flags = given.upstreams
         self._file = file
+        self.on_changed: Callable[[], Awaitable[None]] = _nobody
         self._told = replace(given, upstreams=())
         self._kept = Kept() if file is None else file.read()
         self._writer = ThreadPoolExecutor(1, "kept")  # one write after another, the newest last
@@ -39,8 +41,9 @@ class Steering:
             replace(self._changed(spec), upstreams=self._kept.wanted(spec.upstreams))
         )
         self._drain_again()
+        await self.on_changed()
         if self._kept != before:
-            await self.keep()
+            await self._write()
         return problems
 
     async def begin(self) -> None:
@@ -85,6 +88,10 @@ class Steering:
         return await self.keep()
 
     async def keep(self) -> str:
+        await self.on_changed()
+        return await self._write()
+
+    async def _write(self) -> str:
         if self._file is None:
             return ""
         loop = asyncio.get_running_loop()
@@ -112,3 +119,7 @@ class Steering:
         for instance in tuple(self._fleet.instances.values()):
             if mark_of(instance.spec) in self._kept.drained:
                 self._fleet.changed(instance, instance.health.drain(now))
+
+
+async def _nobody() -> None:
+    """Until somebody asks to be told."""

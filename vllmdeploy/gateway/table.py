@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vllmdeploy.gateway.access import Door
 from vllmdeploy.gateway.api import admin, batches, files, service
 from vllmdeploy.gateway.api.answers import answer_json
@@ -9,6 +11,7 @@ from vllmdeploy.gateway.api.batch_generate import batch_generate
 from vllmdeploy.gateway.api.forward import PATHS, forward
 from vllmdeploy.gateway.api.generate import generate
 from vllmdeploy.gateway.api.openapi import document
+from vllmdeploy.gateway.api.parents import ask_parent, is_parents
 from vllmdeploy.gateway.app import Route, Routes
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.visit import Visit
@@ -29,7 +32,8 @@ _ABOUT = {
 }
 
 
-def routes() -> Routes:
+def routes(*, in_worker: bool = False) -> Routes:
+    """A worker has its parent's routes too, and asks there."""
     table = [
         Route("GET", "/", Door.OPEN, service.root, "Who this is and what it serves."),
         Route("GET", "/health", Door.OPEN, service.health, "200 with a ready instance."),
@@ -48,7 +52,13 @@ def routes() -> Routes:
         answer_json(visit, document(table))
 
     table.append(Route("GET", "/openapi.json", Door.OPEN, openapi, "This description."))
+    if in_worker:
+        return Routes(tuple(_by_parent(one) if is_parents(one.path) else one for one in table))
     return Routes(tuple(table))
+
+
+def _by_parent(route: Route) -> Route:
+    return replace(route, door=Door.OPEN, handle=ask_parent)
 
 
 def _files() -> tuple[Route, ...]:

@@ -18,12 +18,14 @@ from vllmdeploy.wire.work import in_a_task
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`ip` is where we connect, found once; `name` is only what certificates are checked for."""
+    """`ip` is where we connect, found once; `name` is only what certificates are checked for.
+    `path` is a socket of this machine instead."""
 
     ip: str
     port: int
     name: str = ""
     tls: ssl.SSLContext | None = None
+    path: str = ""
 
 
 class Pool:
@@ -99,16 +101,8 @@ class Pool:
 
     async def _open(self) -> UpstreamConnection:
         await in_a_task()
-        endpoint = self._endpoint
-        opening = self._loop.create_connection(
-            lambda: UpstreamConnection(self._deadlines, self._times),
-            endpoint.ip,
-            endpoint.port,
-            ssl=endpoint.tls,
-            server_hostname=endpoint.name if endpoint.tls else None,
-        )
         try:
-            _, connection = await asyncio.wait_for(opening, self._times.connect_s)
+            _, connection = await asyncio.wait_for(self._opening(), self._times.connect_s)
         except asyncio.TimeoutError as error:
             raise NeverSent(f"no connection within {self._times.connect_s:g} s") from error
         except ConnectionRefusedError as error:
@@ -120,3 +114,18 @@ class Pool:
         connection.on_lost = self._forget
         self._connections.add(connection)
         return connection
+
+    async def _opening(self) -> tuple[asyncio.BaseTransport, UpstreamConnection]:
+        endpoint = self._endpoint
+        if endpoint.path:
+            return await self._loop.create_unix_connection(self._new, endpoint.path)
+        return await self._loop.create_connection(
+            self._new,
+            endpoint.ip,
+            endpoint.port,
+            ssl=endpoint.tls,
+            server_hostname=endpoint.name if endpoint.tls else None,
+        )
+
+    def _new(self) -> UpstreamConnection:
+        return UpstreamConnection(self._deadlines, self._times)

@@ -100,7 +100,7 @@ def describe(instance: Instance) -> dict[str, object]:
         "cost": spec.cost,
         "limit": spec.limit,
         "state": health.state.value,
-        "reason": health.reason,
+        "reason": instance.why,
         "inflight": load.inflight,
         "running": load.observed.running,
         "waiting": load.observed.waiting,

@@ -14,7 +14,7 @@ from vllmdeploy.gateway.instance import Instance
 from vllmdeploy.gateway.meters import Page
 from vllmdeploy.gateway.refusal import Refusal, try_again
 from vllmdeploy.gateway.visit import Visit
-from vllmdeploy.routing.states import SERVING, State
+from vllmdeploy.routing.states import State
 
 _STARTED = int(time.time())
 _PLAIN = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -130,7 +130,7 @@ def _dispatch_families(gateway: Gateway, page: Page, prefix: str) -> None:
     about = "Streams that broke after they had begun."
     count = gateway.meters.broken_streams
     page.family(f"{prefix}_broken_streams_total", "counter", about, (), [((), count)])
-    queued = [((name,), len(group.room)) for name, group in gateway.fleet.groups.items()]
+    queued = [((name,), group.waiting) for name, group in gateway.fleet.groups.items()]
     about = "Requests waiting for a free place."
     page.family(f"{prefix}_queue_length", "gauge", about, ("model",), queued)
 
@@ -140,7 +140,7 @@ def _instance_families(gateway: Gateway, page: Page, prefix: str) -> None:
     page.family(
         *(f"{prefix}_instance_ready", "gauge", "1 while the instance is sent requests."),
         _INSTANCE,
-        [((one.id,), int(one.health.serving)) for one in instances],
+        [((one.id,), int(one.ready)) for one in instances],
     )
     page.family(
         *(f"{prefix}_instance_state", "gauge", "1 for the state the instance is in."),
@@ -169,7 +169,7 @@ def _instance_families(gateway: Gateway, page: Page, prefix: str) -> None:
 
 
 def _model(group: Group) -> dict[str, object]:
-    ready = [one for one in group.members if one.health.serving]
+    ready = [one for one in group.members if one.ready]
     known = ready or group.members
     return {
         "instances": {"ready": len(ready), "total": len(group.members)},
@@ -180,11 +180,11 @@ def _model(group: Group) -> dict[str, object]:
         "max_model_len": min(
             (one.max_model_len for one in known if one.max_model_len), default=None
         ),
-        "waiting": len(group.room),
+        "waiting": group.waiting,
         "reasons": {
-            one.id: f"{one.health.state.value}: {one.health.reason}"
+            one.id: f"{one.health.state.value}: {one.why}"
             for one in group.members
-            if one.health.state is not State.READY
+            if one.health.state is not State.READY or one.aside
         },
     }
 
@@ -209,7 +209,7 @@ def _counts(gateway: Gateway) -> tuple[int, int]:
 
 
 def _is_ready(instance: Instance) -> bool:
-    return instance.health.state in SERVING and bool(instance.models)
+    return instance.ready and bool(instance.models)
 
 
 def _state(gateway: Gateway, ready: int) -> str:
