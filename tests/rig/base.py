@@ -29,6 +29,10 @@ def release(text: str) -> str:
     return found.group(1)
 
 
+def codename() -> str:
+    return release(Path("/etc/os-release").read_text())
+
+
 def mirror(sources: str, codename: str) -> str:
     """Where this machine's own apt gets that release from: deb822 stanzas or one-line entries."""
     for stanza in re.split(r"\n\s*\n", sources):
@@ -41,7 +45,7 @@ def mirror(sources: str, codename: str) -> str:
     return entry.group(1)
 
 
-def _apt_sources() -> str:
+def apt_sources() -> str:
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     return "\n\n".join(
         path.read_text()
@@ -52,20 +56,18 @@ def _apt_sources() -> str:
 
 def golden_engine(cache: Path) -> Path:
     """Where the folder of an engine that has the image is, or will be: named after its contents."""
-    codename = release(Path("/etc/os-release").read_text())
     engine = run(("dockerd", "--version")).stdout
-    recipe = " ".join((codename, platform.machine(), *INCLUDED, engine))
+    recipe = " ".join((codename(), platform.machine(), *INCLUDED, engine))
     return cache / f"rig-engine-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def debootstrap(target: Path) -> None:
-    codename = release(Path("/etc/os-release").read_text())
     proxy = run(("apt-config", "shell", "proxy", "Acquire::http::Proxy")).stdout.strip()
     environment = dict(os.environ, **({"http_proxy": proxy[7:-1]} if proxy else {}))
     run(
         (
             *("debootstrap", "--variant=minbase", f"--include={','.join(INCLUDED)}"),
-            *(codename, str(target), mirror(_apt_sources(), codename)),
+            *(codename(), str(target), mirror(apt_sources(), codename())),
         ),
         limit_s=600,
         env=environment,

@@ -115,7 +115,7 @@ class Disk:
         (self.etc / "hostname").write_text(f"{name}\n")
         (self.etc / "hosts").write_text(f"127.0.0.1 localhost\n{ip} {name}\n")
         (self.etc / "docker").mkdir()
-        (self.etc / "docker/daemon.json").write_text("{}\n")
+        (self.etc / "docker/daemon.json").write_text('{"storage-driver": "overlay2"}\n')
 
     def _set_up_sshd(self) -> None:
         self.host_key.parent.mkdir()

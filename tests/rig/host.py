@@ -16,7 +16,7 @@ from tests.rig.programs import RigError, run, until
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT = Path(__file__).with_name("host_init.sh")
 DOCKERD = (
-    *("dockerd", "--host", "unix:///run/docker.sock", "--storage-driver", "overlay2"),
+    *("dockerd", "--host", "unix:///run/docker.sock"),
     # No bridge, no firewall rules: every container of ours uses the host's network.
     *("--bridge", "none", "--iptables=false", "--ip-masq=false"),
     *("--exec-opt", "native.cgroupdriver=cgroupfs"),

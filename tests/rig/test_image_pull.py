@@ -23,7 +23,7 @@ def rig() -> Generator[Rig]:
     operator = network.address(fleet.hosts[0].number, "a", network.OPERATOR)
     for host in fleet.hosts:
         host.stop_docker()
-        settings = {"insecure-registries": [f"{operator}/32"]}
+        settings = {"storage-driver": "overlay2", "insecure-registries": [f"{operator}/32"]}
         (host.disk.etc / "docker/daemon.json").write_text(json.dumps(settings))
         host.start_docker()
     yield fleet
