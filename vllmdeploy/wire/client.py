@@ -210,9 +210,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if head is None:
             begun = self._reader.waiting > 0
-            self._failure = (CutShort if begun else NoAnswer)(f"closed before an answer: {exc}")
+            fault = CutShort if begun else NoAnswer
+            self._failure = fault(f"closed before an answer{_why(exc)}")
         elif head.length != UNTIL_CLOSE or exc is not None:
-            self._failure = CutShort(f"closed before the end of the answer: {exc}")
+            self._failure = CutShort(f"closed before the end of the answer{_why(exc)}")
         else:
             self._reader.complete = True
         self._wake()
@@ -302,3 +303,8 @@ class UpstreamConnection(asyncio.Protocol):
         returns."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _why(lost: Exception | None) -> str:
+    """An orderly end has no words of its own."""
+    return f": {lost}" if lost else ""
