@@ -132,6 +132,7 @@ def test_down_takes_the_key_away(rig: Rig, folder: Path) -> None:
         kept = [line for line in authorized[host.name].splitlines() if "vllmdeploy:" not in line]
         assert authorized_keys(host).splitlines() == kept
         assert not host.sh("ls /var/lib/vllmdeploy/vllm/secrets/sync", check=False).ok
+        assert not host.sh("ls /var/lib/vllmdeploy/vllm/ssh", check=False).ok
 
 
 def authorized_keys(host: Host) -> str:

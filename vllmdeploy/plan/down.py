@@ -63,7 +63,7 @@ def _taking_down(
     leftovers = (layout.runs, layout.packages, found.access.probes)
     if found.sync:
         withdrawn = add("withdraw", "sync key", sync_keys.withdraw(wanted.cluster))
-        gone = files.remove(layout.sync, layout.sync_secrets)
+        gone = files.remove(layout.sync, layout.sync_secrets, layout.connections)
         keys.append(add("remove", "sync files", gone, withdrawn))
     if forget:
         keys.append(add("forget", "specs, secrets and logs", _forget(layout.root), *keys))
