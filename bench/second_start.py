@@ -18,13 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.rig import claim, own_machine
 from tests.rig.own_machine import REAL_MODEL, Machine
+from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
 
 _LIMIT_S = 840.0
 
 
 def engine_took_s(machine: Machine) -> float:
     """From the start of its process to its first token, as the warden has it."""
-    (status,) = Path(own_machine.SYSTEM_STATE_ROOT, machine.cluster).glob("run/*ray*/status.json")
+    (status,) = Path(SYSTEM_STATE_ROOT, machine.cluster).glob("run/*ray*/status.json")
     engines = json.loads(status.read_text("utf-8"))["engines"]
     return float(engines[REAL_MODEL]["took_s"])
 
