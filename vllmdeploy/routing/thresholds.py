@@ -16,7 +16,8 @@ class Thresholds:
 
     canary: bool = True
     canary_interval_s: float = 15.0
-    canary_timeout_s: float = 20.0
+    # With the interval, and a check that may be 2.4 s away then: hung for less than 35 s in all.
+    canary_timeout_s: float = 17.0
     stall_after_s: float = 30.0
 
     faults_in_row: int = 3
