@@ -20,7 +20,7 @@ vllmdeploy_gateway_first_byte_seconds_bucket{{model="m",le="+Inf"}} {all}
 def look(at: float, **counts: int) -> Look:
     page = parse(PAGE.format(**counts))
     assert page is not None
-    instance = {
+    instance: dict[str, object] = {
         "id": "i",
         "state": "ready",
         "models": ["m"],
