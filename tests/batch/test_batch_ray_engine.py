@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENGINE_PYTHON = ROOT / ".venv-engine/bin/python"
 MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
+NAME = "model"  # a link of the test's own: by its path its engines are told from all others
 ROWS = 40
 PATIENCE_S = 600.0
 
@@ -69,7 +70,16 @@ def listening(port: int) -> None:
 def running(folder: Path, cluster: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     words = ("batch", "run", "in.jsonl", "-o", "out", "--engine", "ray", "--tensor-parallel", "0")
     with subprocess.Popen(
-        (sys.executable, "-m", "vllmdeploy", *words, "--model", str(MODEL), "--concurrency", "4"),
+        (
+            sys.executable,
+            "-m",
+            "vllmdeploy",
+            *words,
+            "--model",
+            str(folder / NAME),
+            "--concurrency",
+            "4",
+        ),
         cwd=folder,
         env={
             **cluster,
@@ -93,7 +103,7 @@ def until(process: subprocess.Popen[bytes], output: Path, rows: int) -> None:
         time.sleep(0.1)  # the machine is the engine's
 
 
-def engines() -> list[int]:
+def engines(folder: Path) -> list[int]:
     """The API servers, not the guards that started them."""
     found: list[int] = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -101,7 +111,10 @@ def engines() -> list[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"vllm.entrypoints.openai.api_server" in words[1:3] and str(MODEL).encode() in words:
+        if (
+            b"vllm.entrypoints.openai.api_server" in words[1:3]
+            and str(folder / NAME).encode() in words
+        ):
             found.append(int(folder.name))
     return found
 
@@ -112,10 +125,11 @@ def test_rows_of_real_engines_are_whole_after_an_engine_and_the_run_are_killed(
     ask = {"max_tokens": 4, "temperature": 0}
     rows = ({"prompt": f"{number} and one is", **ask} for number in range(ROWS))
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / NAME).symlink_to(MODEL)
     output = tmp_path / "out"
     with running(tmp_path, cluster) as process:
         until(process, output, 5)
-        (engine,) = engines()
+        (engine,) = engines(tmp_path)
         os.kill(engine, signal.SIGKILL)
         until(process, output, 20)
         process.kill()
@@ -125,4 +139,4 @@ def test_rows_of_real_engines_are_whole_after_an_engine_and_the_run_are_killed(
     lines = [json.loads(line) for line in (output / "results.jsonl").read_bytes().splitlines()]
     assert sorted(line["line"] for line in lines) == list(range(1, ROWS + 1))
     assert {line["run"]["instance"] for line in lines} == {"engine-1"}
-    assert engines() == [], "an engine ends with the run that had it"
+    assert engines(tmp_path) == [], "an engine ends with the run that had it"
