@@ -278,6 +278,21 @@ def test_hosts_that_see_the_same_folder_get_it_once(rig: Rig, folder: Path) -> N
     assert not model_store.on_disk(other, "Shared").exists()
 
 
+def test_a_host_that_may_only_read_the_shared_folder_has_what_another_writes(
+    rig: Rig, folder: Path
+) -> None:
+    owner, reader = rig["sudoer"], rig["plain"]
+    manifest = model_store.put(rig.head, "Read", model_store.shards(2, MiB))
+    with model_store.shared(owner, reader):
+        reader.sh('mount -o remount,bind,ro "$1"', model_store.ROOT)
+        done = model_store.sync(rig, folder, "Read")
+        assert done["status"] == 0, done["said"]
+        assert done["shared"] == {reader.ip: owner.ip}
+        shown = rig.vllmdeploy("model", "verify", "Read", "--deep", folder=folder)
+        assert f"{reader.ip}: ready" in shown.stdout, shown.stderr
+    assert model_store.is_whole(owner, "Read", manifest)
+
+
 @pytest.mark.long
 def test_a_host_that_goes_silent_half_way_delays_nobody(rig: Rig, folder: Path) -> None:
     silent = rig["plain"]
