@@ -106,16 +106,16 @@ def until(process: subprocess.Popen[bytes], output: Path, rows: int) -> None:
 def engines(folder: Path) -> list[int]:
     """The API servers, not the guards that started them."""
     found: list[int] = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
+            words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if (
             b"vllm.entrypoints.openai.api_server" in words[1:3]
             and str(folder / NAME).encode() in words
         ):
-            found.append(int(folder.name))
+            found.append(int(process.name))
     return found
 
 
