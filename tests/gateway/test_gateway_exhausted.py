@@ -81,8 +81,12 @@ async def test_more_clients_than_files_are_answered_or_refused_and_nothing_is_le
 
         statuses = await asyncio.wait_for(asyncio.gather(*(one() for _ in range(CLIENTS))), ALIVE_S)
         assert {*statuses} <= {200, 503, 0}
-        assert 200 in statuses
-        assert await one() == 200
+
+        async def recovered() -> None:
+            while await one() != 200:  # noqa: ASYNC110 - it may be full of them for a moment more
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(recovered(), ALIVE_S)
         # Connections to engines are kept for a while: a few more than before are no leak.
         await until(lambda: open_files(process) <= before + 2)
 
