@@ -85,6 +85,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport.close()  # Python 3.10 holds a TLS transport open until told
         self._state = _GONE
         self._server.deadlines.discard(self)
         self._server.leave(self, trusted=self._trusted)
