@@ -67,13 +67,14 @@ HEAD = RayNode(
     alive=True,
     resources={"object_store_memory": 80000000.0, "GPU": 2.0, "node:__internal_head__": 1.0},
     used={"object_store_memory": 5.0, "GPU": 1.0, "node:__internal_head__": 0.0},
+    id="1fbd",
 )
 
 
 def test_the_dashboards_answers_are_joined() -> None:
     assert ray.parse_nodes(STATE, USAGE) == (
         HEAD,
-        RayNode(name="gpu-02", ip="192.0.2.3", alive=False),
+        RayNode(name="gpu-02", ip="192.0.2.3", alive=False, id="2ace"),
     )
 
 

@@ -123,4 +123,5 @@ def test_down_withdraws_the_key_where_there_is_one_and_nowhere_else() -> None:
     assert plan.steps[1].command.argv == (
         *("rm", "-rf", "--", "/var/lib/vllmdeploy/vllm/sync"),
         "/var/lib/vllmdeploy/vllm/secrets/sync",
+        "/var/lib/vllmdeploy/vllm/ssh",
     )
