@@ -12,7 +12,6 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import World
-from vllmdeploy.cli.status_text import status_text
 
 if TYPE_CHECKING:
     from vllmdeploy.workflows.demo_questions import Answered
@@ -118,6 +117,7 @@ On your own hosts: vllmdeploy init, vllmdeploy up, vllmdeploy start-service MODE
 
 
 def _show(session: Session) -> None:
+    from vllmdeploy.cli.status_text import status_text
     from vllmdeploy.workflows.status import fleet_status
 
     output.answer(status_text(fleet_status(session, session.look(for_plan=False))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +12,10 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import World, world
-from vllmdeploy.cli.gateway_table import Look, instances_table, tables
 from vllmdeploy.errors import UsageError
-from vllmdeploy.tools.gateway_page import Page, parse
 
 if TYPE_CHECKING:
+    from vllmdeploy.cli.gateway_table import Look
     from vllmdeploy.effects.gateway_admin import GatewayAdmin
 
 app = typer.Typer(help="The router and control plane in front of all instances.")
@@ -65,6 +64,8 @@ def status(
 
     Example: vllmdeploy gateway status --watch
     """
+    from vllmdeploy.cli.gateway_table import tables
+
     here = world(context)
     with _admin(here, url, admin_key_file) as gateway:
         before: Look | None = None
@@ -84,6 +85,9 @@ def status(
 
 
 def _look(gateway: GatewayAdmin) -> Look:
+    from vllmdeploy.cli.gateway_table import Look
+    from vllmdeploy.tools.gateway_page import Page, parse
+
     instances, page = gateway.instances(), parse(gateway.metrics())
     return Look(at=time.monotonic(), instances=instances, page=page or Page())
 
@@ -107,7 +111,7 @@ def list_(context: typer.Context, *, url: Url = "", admin_key_file: KeyFile = No
     if here.json:
         output.document({"instances": instances})
     else:
-        output.answer(instances_table(instances))
+        _answer_table(instances)
 
 
 @app.command()
@@ -226,4 +230,10 @@ def _shown(here: World, instance: dict[str, Any]) -> None:
     if here.json:
         output.document(instance)
     else:
-        output.answer(instances_table([instance]))
+        _answer_table([instance])
+
+
+def _answer_table(instances: Sequence[dict[str, Any]]) -> None:
+    from vllmdeploy.cli.gateway_table import instances_table
+
+    output.answer(instances_table(instances))

@@ -20,7 +20,6 @@ from vllmdeploy.cli.engines import (
     shares_of,
 )
 from vllmdeploy.cli.service import DryRun, EndingInFlags, MaxModelLen, MaxNumSeqs, Yes, invitation
-from vllmdeploy.cli.status_text import instances_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -237,6 +236,8 @@ def _show(here: World, found: Sequence[Known]) -> None:
     if here.json:
         output.document({"instances": [one.document() for one in found]})
     else:
+        from vllmdeploy.cli.status_text import instances_text
+
         output.answer(instances_text(found))
 
 

@@ -9,7 +9,6 @@ import typer
 from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import end_with
 from vllmdeploy.cli.context import World, connect_lazily, world
-from vllmdeploy.cli.status_text import status_text
 
 if TYPE_CHECKING:
     from vllmdeploy.workflows.session import Session
@@ -88,6 +87,8 @@ def _show_status(here: World, seen: FleetStatus) -> None:
     if here.json:
         output.document(seen.document())
     else:
+        from vllmdeploy.cli.status_text import status_text
+
         output.answer(status_text(seen))
 
 

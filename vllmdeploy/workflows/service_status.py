@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import cast
 
 from vllmdeploy.core.command import Result
 from vllmdeploy.core.fact import Fact
-from vllmdeploy.effects.ask import ask
+from vllmdeploy.effects.ask import ask, ask_one
+from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_gateways import gateway_of
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
-from vllmdeploy.tools.vllm_services import Service, Stored, stored
+from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows.service_traffic import Traffic, one_per_service, traffic
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.status import ServiceStatus
@@ -56,48 +57,57 @@ def service_statuses(
         and (node := gateway_of(session.wanted, one))
         and node.running
     ]
-    seen = traffic(session, gateways)
+    found_on: list[_OnHead] = []
+    for on in each(heads, lambda head: _on(session, head, found, gateway=bool(gateways))):
+        if isinstance(on, VllmdeployError):
+            raise on
+        found_on.append(on)
+    # Counting takes a second, so only where there is something to count for.
+    seen = traffic(session, gateways) if any(on.engines for on in found_on) else Traffic()
     return tuple(
-        status
-        for head in heads
-        for status in _on(session, head, found, seen, gateway=bool(gateways))
+        status for on in found_on for status in (*one_per_service(on.engines, seen), *on.broken)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _OnHead:
+    """What one head's store says: engines by the service they belong to, and unreadable specs."""
+
+    engines: Sequence[tuple[str, ServiceStatus]]
+    broken: Sequence[ServiceStatus]
 
 
 def _on(
     session: Session,
     head: FoundHost,
     found: Mapping[str, FoundHost | VllmdeployError],
-    seen: Traffic,
     *,
     gateway: bool,
-) -> Iterable[ServiceStatus]:
+) -> _OnHead:
     nodes = {one.role: one for one in head.ours(session.wanted.cluster) if one.running}
     node = nodes.get("ray-head")
     shell, way = session.shells[head.host.name], head.access
-    facts: list[Fact[Any]] = [stored(way.layout.services)]
-    if node:
+    kept = ask_one(shell, stored(way.layout.services), way)
+    engines: Mapping[str, EngineState] = {}
+    if node and kept:
         command = session.supervisor.ctl(node.name, way.layout, node.package, "status")
-        facts.append(Fact("engines", command.within(10), parse_engines))
-    said = ask(shell, facts, way)
-    kept = cast("Mapping[str, Stored]", said[0])
-    engines = cast("Mapping[str, EngineState]", said[1] if node else {})
+        engines = ask_one(shell, Fact("engines", command.within(10), parse_engines), way)
     services = [one.service for one in kept.values() if one.service]
     engines = {**engines, **_led_elsewhere(session, services, found)}
-    broken = (
+    broken = [
         ServiceStatus(
             service=name, model="", group=head.host.group, state="unreadable", why=one.problem
         )
         for name, one in kept.items()
         if one.service is None
-    )
+    ]
     none: Mapping[str, str] = {}
     pages = _pages(session, head, node, services) if node and services else none
     by_engine = [
         (one.belongs_to, _status(one, engines, pages.get(one.name, ""), gateway=gateway))
         for one in services
     ]
-    return (*one_per_service(by_engine, seen), *broken)
+    return _OnHead(by_engine, broken)
 
 
 def _led_elsewhere(
