@@ -40,7 +40,8 @@ def run(upstream: Upstream, *flags: str) -> tuple[int, str, str]:
 
 def test_a_batch_without_errors_exits_0_and_says_where_things_are() -> None:
     with serving() as upstream:
-        code, said, _ = run(upstream)
+        code, said, words = run(upstream)
+    assert "note:" not in words
     assert (code, said) == (
         0,
         "2 rows: ok 2, failed 0\n"

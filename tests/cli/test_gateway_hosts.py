@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -152,3 +153,53 @@ def test_a_front_without_an_engine_is_refused_by_name(fleet: ScriptedFleet, run:
     assert run("up", "--yes").code == 0, "the gateway comes with the first service"
     refused = run("start-service", "m", "--yes")
     assert (refused.code, "front-01: " in refused.err) == (6, True)
+
+
+def kept_keys(fleet: ScriptedFleet, host: str) -> Path:
+    (found,) = fleet[host].folder.rglob("api_keys")
+    return found
+
+
+def test_a_key_is_added_and_revoked_on_the_head_and_beside_every_gateway(
+    fleet: ScriptedFleet, served: Said, run: Run
+) -> None:
+    added = run("keys", "add", "alice", "--per-minute", "60")
+    assert added.code == 0, added.err
+    assert "stored as a hash on gpu-01, front-01" in added.err
+    digest = hashlib.sha256(added.out.strip().encode()).hexdigest()
+    for host in ("gpu-01", "front-01"):
+        file = kept_keys(fleet, host)
+        assert file.read_text().splitlines()[1] == f"alice:sha256:{digest} per_minute=60"
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert [path.name for path in file.parent.glob("*.new")] == []
+    assert run("keys", "list").out.split() == [
+        *("NAME", "LIMITS", "default", "alice", "per_minute=60")
+    ]
+    assert "nothing to do" in run("up", "--yes").err
+    assert run("keys", "revoke", "alice").code == 0
+    assert "alice" not in kept_keys(fleet, "front-01").read_text()
+    refused = run("keys", "revoke", "alice")
+    assert (refused.code, "gpu-01: there is no key named alice" in refused.err) == (2, True)
+    audit = next(fleet["gpu-01"].folder.rglob("audit.log")).read_text()
+    assert [json.loads(line)["what"] for line in audit.splitlines()][-2:] == [
+        *("keys add alice", "keys revoke alice")
+    ]
+    assert added.out.strip() not in audit
+
+
+def test_a_gateway_that_is_away_keeps_old_keys_and_it_is_said(
+    fleet: ScriptedFleet, served: Said, run: Run
+) -> None:
+    fleet.failures["front-01"] = HostUnreachable("front-01", "no route to host")
+    added = run("keys", "add", "bob")
+    assert added.code == HostUnreachable.exit_code
+    assert "front-01 has the old keys until `vllmdeploy up` reaches it" in added.err
+    assert "bob" in kept_keys(fleet, "gpu-01").read_text()
+    assert added.out.startswith("sk-")
+
+
+def test_before_the_first_service_there_are_no_keys_to_change(run: Run) -> None:
+    said = run("keys", "list")
+    assert said.code == 2
+    assert "there are no API keys on gpu-01 yet" in said.err
+    assert "the first start of a service makes one" in said.err

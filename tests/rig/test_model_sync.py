@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,9 @@ def test_every_host_gets_the_model_and_a_second_sync_moves_nothing(rig: Rig, fol
         assert model_store.leftovers(host) == []
     again = model_store.sync(rig, folder, "Model")
     assert (again["status"], again["done"], again["received_bytes"]) == (0, [], 0)
+    lines = rig.head.sh("cat /var/lib/vllmdeploy/vllm/audit.log").stdout.splitlines()
+    [line] = [line for line in map(json.loads, lines) if line["what"] == "model sync Model"]
+    assert (line["done"], line["failed"]) == (len(rig.workers), 0)
 
 
 def test_dry_run_touches_nothing(rig: Rig, folder: Path) -> None:

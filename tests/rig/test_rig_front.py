@@ -17,6 +17,7 @@ from tests.rig import base, fake_vllm, look
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
 from tests.rig.operate import Operator, operator
+from tests.rig.programs import until
 from tests.rig.rig import Rig
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
 
@@ -66,9 +67,26 @@ def check_answers(rig: Rig, made: Operator) -> None:
     for other in ("a", "b"):
         with pytest.raises(OSError, match="refused"):
             generate(rig[other].ip, key)
+    check_keys(rig, made)
     shown = json.loads(made.runs("status", "--json").stdout)
     (front,) = (row for row in shown["hosts"] if row["host"] == rig["c"].ip)
     assert (front["role"], front["state"], front["ip"]) == ("gateway", "ready", rig["c"].ip)
+
+
+def check_keys(rig: Rig, made: Operator) -> None:
+    """A key of one more person works on the front at once, and ends when it is revoked."""
+    key = made.runs("keys", "add", "alice").stdout.strip()
+    until("the new key works", lambda: answers(rig["c"].ip, key))
+    assert made.runs("keys", "revoke", "alice").returncode == 0
+    until("the old key is refused", lambda: not answers(rig["c"].ip, key))
+
+
+def answers(host: str, key: str) -> bool:
+    try:
+        return bool(generate(host, key))
+    except urllib.error.HTTPError as error:
+        assert error.code == 401
+        return False
 
 
 def brought(rig: Rig, folder: Path) -> str:

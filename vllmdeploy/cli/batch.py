@@ -96,7 +96,7 @@ def run(
     from vllmdeploy.batch.urls import upstreams_of
     from vllmdeploy.cli.batch_ray import engine_spec, model_name
 
-    settings = world(context).loaded(bare_names=True).settings
+    settings = world(context).loaded(bare_names=True, fleet=False).settings
     prompt_price, completion_price = _prices(price)
     own = _is_ray(engine, upstream, model)
     spec = BatchSpec(

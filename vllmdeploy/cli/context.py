@@ -31,8 +31,13 @@ class World:
     connect: Connect | None = None
 
     def loaded(
-        self, overrides: Mapping[str, object] | None = None, *, bare_names: bool = False
+        self,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        bare_names: bool = False,
+        fleet: bool = True,
     ) -> Loaded:
+        """Without a fleet nobody is told that its files are not there."""
         from vllmdeploy.accelerators.registry import VENDORS
         from vllmdeploy.cli import output
         from vllmdeploy.config.settings import load
@@ -45,7 +50,7 @@ class World:
             bare_names=bare_names,
             accelerators=tuple(VENDORS),
         )
-        for note in loaded.notes:
+        for note in loaded.notes if fleet else ():
             output.say(f"note: {note}")
         if loaded.bare:
             output.say(f"note: taken from the environment: {', '.join(loaded.bare)}")

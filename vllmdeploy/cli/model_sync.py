@@ -109,6 +109,7 @@ def bring(
     here: World, session: Session, name: str, options: Options, stop: Stop, *, yes: bool
 ) -> tuple[Job, Synced]:
     """Ask, and carry out."""
+    from vllmdeploy.workflows import cluster
     from vllmdeploy.workflows import sync as workflow
 
     job = workflow.look_at(session, name, options)
@@ -121,8 +122,19 @@ def bring(
         missing = sum(job.manifest.total - job.stands[host].there for host in job.targets)
         question = f"Bring {name} to {len(job.targets)} hosts ({_size(missing)})?"
         output.confirm(question, yes=yes)
-    with shown(name) as on_event:
-        return job, workflow.carry_out(session, job, lambda event: None, on_event, stop)
+
+    def carry_out() -> Synced:
+        with shown(name) as on_event:
+            return workflow.carry_out(session, job, lambda event: None, on_event, stop)
+
+    if not job.targets:
+        return job, carry_out()
+    synced, unrecorded = cluster.recorded(
+        session, f"model sync {name}", carry_out, tally=workflow.Synced.tally
+    )
+    if unrecorded:
+        output.say(f"note: not in the audit log: {unrecorded.message}")
+    return job, synced
 
 
 def conclude(here: World, job: Job, synced: Synced) -> None:

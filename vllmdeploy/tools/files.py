@@ -19,6 +19,10 @@ _WRITE = (
     '(umask 022 && mkdir -p "${1%/*}") && umask 077'
     f' && {TAKE_WHOLE} && chmod "$3" "$1.new" && mv -f "$1.new" "$1"'
 )
+_REWRITE = (
+    f'umask 077; {TAKE_WHOLE} && chown "$(stat -c %u:%g "$1")" "$1.new"'
+    ' && chmod "$(stat -c %a "$1")" "$1.new" && mv -f "$1.new" "$1"'
+)
 _WRITE_OWNED = _WRITE.replace("mv -f", 'chown "$4" "$1.new" && mv -f')
 
 
@@ -27,6 +31,15 @@ def write(path: str, content: bytes, *, mode: str = "0644", owner: str = "") -> 
     text, extra = (_WRITE_OWNED, (owner,)) if owner else (_WRITE, ())
     size = str(len(content))
     return script(text, path, size, mode, *extra, stdin=content, root=True).within(120)
+
+
+def rewrite(path: str, content: bytes) -> Command:
+    """New content for a file that is there, which keeps its owner and mode."""
+    return script(_REWRITE, path, str(len(content)), stdin=content, root=True).within(120)
+
+
+def is_there(path: str) -> Command:
+    return Command(("test", "-f", path), root=True)
 
 
 def folders(*paths: str, mode: str = "0755", owner: str = "") -> Command:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import secrets
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,37 +23,41 @@ class Listed:
     limits: str
 
 
-def add(path: Path, name: str, options: Sequence[str]) -> str:
-    """Append a new key under a new name; its text is returned and stored nowhere."""
+def added(text: str, where: str, name: str, options: Sequence[str]) -> tuple[str, str]:
+    """The file's text with a new key under a new name, and the key, which is stored nowhere."""
     if not keys.NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a name: up to 64 letters, digits and . _ -")
     if any(len(option.split()) != 1 for option in options):
         raise UsageError("no blanks in the limits of a key")
+    lines = text.splitlines()
+    if name in {_name(line, number) for number, line in enumerate(lines, 1)}:
+        raise UsageError(f"{where}: there is a key named {name}", hint="revoke it first")
     key = PREFIX + secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
-    with _changing(path) as lines:
-        if name in {_name(line, number) for number, line in enumerate(lines, 1)}:
-            raise UsageError(f"{path}: there is a key named {name}", hint="revoke it first")
-        lines.append(" ".join((f"{name}:sha256:{digest}", *options)))
-    return key
+    return _checked([*lines, " ".join((f"{name}:sha256:{digest}", *options))], where), key
 
 
-def revoke(path: Path, name: str) -> None:
-    with _changing(path) as lines:
-        left = [line for number, line in enumerate(lines, 1) if _name(line, number) != name]
-        if len(left) == len(lines):
-            raise UsageError(f"{path}: there is no key named {name}")
-        lines[:] = left
+def revoked(text: str, where: str, name: str) -> str:
+    lines = text.splitlines()
+    left = [line for number, line in enumerate(lines, 1) if _name(line, number) != name]
+    if len(left) == len(lines):
+        raise UsageError(f"{where}: there is no key named {name}")
+    return _checked(left, where)
 
 
-def listed(path: Path) -> tuple[Listed, ...]:
-    lines = _lines(path)
-    keys.parse("\n".join(lines), str(path))
+def listed(text: str, where: str) -> tuple[Listed, ...]:
+    keys.parse(text, where)
     return tuple(
         Listed(name, " ".join(line.split()[1:]))
-        for number, line in enumerate(lines, 1)
+        for number, line in enumerate(text.splitlines(), 1)
         if (name := _name(line, number))
     )
+
+
+def _checked(lines: Sequence[str], where: str) -> str:
+    text = "".join(f"{line}\n" for line in lines)
+    keys.parse(text, where)
+    return text
 
 
 def _name(line: str, number: int) -> str:
@@ -66,25 +69,21 @@ def _name(line: str, number: int) -> str:
     return name if colon else f"key-{number}"
 
 
-def _lines(path: Path) -> list[str]:
+def read(path: Path) -> str:
     try:
-        return path.read_text("utf-8").splitlines()
+        return path.read_text("utf-8")
     except FileNotFoundError:
-        return []
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-@contextmanager
-def _changing(path: Path) -> Generator[list[str]]:
-    """The file's lines, written back whole: checked, 0600, by rename, one writer at a time."""
+def change(path: Path, changed: Callable[[str], str]) -> None:
+    """The file written back whole: 0600, by rename, one writer at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lines = _lines(path)
-        yield lines
-        text = "".join(f"{line}\n" for line in lines)
-        keys.parse(text, str(path))
+        text = changed(read(path))
         new = path.with_name(f".{path.name}.new")
         new.touch(mode=0o600)
         new.write_text(text, "utf-8")

@@ -13,6 +13,7 @@ from vllmdeploy.core.layout import Layout
 from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.effects import lock as holding
 from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.audit import Tally
 from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
@@ -87,6 +88,9 @@ class Synced:
     failed: Mapping[str, VllmdeployError]
     shared: Mapping[str, str] = field(default_factory=dict[str, str])
     wire: int = 0
+
+    def tally(self) -> Tally:
+        return Tally.of_hosts(done=len(self.done), failed=self.failed.values())
 
     def and_then(self, later: Synced) -> Synced:
         """Both rounds as one: what failed at first may have been done later."""
