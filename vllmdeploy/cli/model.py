@@ -162,7 +162,7 @@ def _repaired(
     wrong = _wrong(standings)
     if not wrong or seen.head in wrong:
         return False
-    with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+    with model_sync.in_turn(session, name) as stop:
         options = workflow.Options(only=frozenset(wrong))
         _, synced = model_sync.bring(here, session, name, options, stop, yes=yes)
     for error in synced.failed.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,7 +61,7 @@ def sync(
             show_plan(here, workflow.decide(session, job))
             failures = session.failures
         else:
-            with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+            with in_turn(session, name) as stop:
                 job, synced = bring(here, session, name, options, stop, yes=yes)
                 synced, failures = _latecomers(here, session, name, options, stop, synced)
             conclude(here, job, synced)
@@ -96,11 +96,18 @@ def kib_per_second(text: str) -> int | None:
     return rate
 
 
+def in_turn(session: Session, name: str) -> AbstractContextManager[Stop]:
+    """One sync of a model at a time; who waits is told for whom."""
+    from vllmdeploy.workflows.sync_alone import alone
+
+    return alone(session, name, lambda text: output.say(f"waiting: {text}"))
+
+
 def sync_downloaded(here: World, session: Session, name: str) -> None:
     """Right after a download: the question was asked there."""
     from vllmdeploy.workflows import sync as workflow
 
-    with workflow.alone(session, name, lambda text: output.say(f"waiting: {text}")) as stop:
+    with in_turn(session, name) as stop:
         job, synced = bring(here, session, name, workflow.Options(), stop, yes=True)
     conclude(here, job, synced)
 

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from vllmdeploy.core.command import Command, check
-from vllmdeploy.core.layout import Layout
+from vllmdeploy.core.command import Command
 from vllmdeploy.core.plan import Draft, Plan, Run, Step
-from vllmdeploy.effects import lock as holding
 from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.effects.audit import Tally
 from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
-from vllmdeploy.effects.shell import Shell
 from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
 from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.effects.transfer_pull import Freight, HostShell, Party
-from vllmdeploy.errors import CommandFailed, Locked, VllmdeployError
+from vllmdeploy.errors import CommandFailed, VllmdeployError
 from vllmdeploy.plan.network import AUTO
 from vllmdeploy.plan.transfer import LANES
 from vllmdeploy.plan.transfer_pieces import pieces_of
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
-from vllmdeploy.tools import lock, model_files, rsync, stores, sync_keys
-from vllmdeploy.tools.access import Access
+from vllmdeploy.tools import model_files, rsync, stores, sync_keys
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace, place_of
 from vllmdeploy.tools.sync_keys import KeyPair
 from vllmdeploy.workflows import sync_laying
-from vllmdeploy.workflows.cluster import head_access
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.sync_host import HostWork, refusal
 from vllmdeploy.workflows.sync_look import Seen, look, manifest_of, stores_asked, with_roads
-
-_ASKED_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,39 +171,6 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
 
 def _per_stream(options: Options) -> int | None:
     return max(1, options.limit_kib_s // LANES) if options.limit_kib_s else None
-
-
-@contextmanager
-def alone(session: Session, name: str, on_wait: Callable[[str], None]) -> Generator[Stop]:
-    """One sync of a model at a time; a second one waits. A dead one's lock is taken over."""
-    place = place_of(session.settings.model_path, name)
-    if session.lead.name in session.failures:
-        raise session.failures[session.lead.name]
-    way = head_access(session)
-    own = replace(way, layout=Layout(f"{place.root}/.incoming/.{name}.sync"))
-    shell, stop = session.shells[session.lead.name], Stop.new()
-    told = False
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(holding.held(shell, own, f"model sync {name}", stop))
-                break
-            except Locked as error:
-                if not told:
-                    on_wait(error.message)
-                    told = True
-                if not _taken_from_the_dead(shell, own):
-                    stop.event.wait(_ASKED_EVERY_S)
-        yield stop
-
-
-def _taken_from_the_dead(shell: Shell, way: Access) -> bool:
-    state = ask_one(shell, lock.state(way.layout.lock), way)
-    if not state.held or not holding.evidence(state)[0]:
-        return False
-    command = way.of(lock.break_(way.layout.lock))
-    check(shell.host, command, shell.run(command), doing="removing a dead run's lock")
-    return True
 
 
 def carry_out(
