@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from vllmdeploy.effects.fanout import each
+from vllmdeploy.effects.fanout import both, each
 from vllmdeploy.errors import HostUnreachable
 
 
@@ -62,3 +62,24 @@ def test_after_ctrl_c_the_caller_does_not_wait_for_work_under_way() -> None:
     with pytest.raises(KeyboardInterrupt):
         each([1], work)
     held.set()
+
+
+def test_two_questions_run_at_once() -> None:
+    met = threading.Barrier(2, timeout=30)
+
+    def meet(name: str) -> str:
+        met.wait()
+        return name
+
+    assert both(lambda: meet("a"), lambda: meet("b")) == ("a", "b")
+
+
+@pytest.mark.parametrize("broken", [HostUnreachable("b", "no route"), ValueError("a bug")])
+def test_an_error_of_either_of_two_questions_is_raised(broken: Exception) -> None:
+    def fail() -> str:
+        raise broken
+
+    with pytest.raises(type(broken)):
+        both(fail, lambda: "b")
+    with pytest.raises(type(broken)):
+        both(lambda: "a", fail)

@@ -74,12 +74,15 @@ def logs(
 
 
 def _seen(session: Session) -> FleetStatus:
+    from vllmdeploy.effects.fanout import both
     from vllmdeploy.workflows.instances_status import instance_statuses
     from vllmdeploy.workflows.service_status import service_statuses
     from vllmdeploy.workflows.status import fleet_status
 
     found = session.look(for_plan=False)
-    services, instances = service_statuses(session, found), instance_statuses(session, found)
+    services, instances = both(
+        lambda: service_statuses(session, found), lambda: instance_statuses(session, found)
+    )
     return fleet_status(session, found, services, instances)
 
 

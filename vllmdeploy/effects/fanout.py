@@ -48,6 +48,24 @@ def each(
         stopped.set()
 
 
+def both(first: Callable[[], T], second: Callable[[], R]) -> tuple[T, R]:
+    """Two questions at once, the second one on this thread; an error of either is raised."""
+    asked: list[T | VllmdeployError | _Bug] = []
+    aside = threading.Thread(
+        target=lambda: asked.append(_attempt(lambda work: work(), first)), daemon=True
+    )
+    aside.start()
+    answer = second()
+    while aside.is_alive():
+        aside.join(_LOOK_UP_S)
+    (other,) = asked
+    if isinstance(other, _Bug):
+        raise other.error
+    if isinstance(other, VllmdeployError):
+        raise other
+    return other, answer
+
+
 class _Bug:
     def __init__(self, error: BaseException) -> None:
         self.error = error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.instances_known import Known, known_on
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.workflows.instances_up import stored_instances
+from vllmdeploy.workflows.instances_stored import stored_instances
 from vllmdeploy.workflows.session import Session
 
 

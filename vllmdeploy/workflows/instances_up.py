@@ -6,27 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllmdeploy.core.plan import Draft
-from vllmdeploy.effects.ask import ask_one
 from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan import instances_steps as steps
 from vllmdeploy.plan.instances_back import lacking_of, on_members
 from vllmdeploy.plan.instances_decide import Instances, decide_instances
 from vllmdeploy.plan.instances_mps import daemons
 from vllmdeploy.plan.instances_node import Instance
-from vllmdeploy.plan.instances_wanted import asked_of, instances_of, slot_of
+from vllmdeploy.plan.instances_wanted import asked_of, slot_of
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import model_folder
-from vllmdeploy.tools.vllm_services import Service, stored
+from vllmdeploy.tools.vllm_services import Service
 from vllmdeploy.workflows.instances_look import look
 from vllmdeploy.workflows.instances_sites import beside, sites_of
 from vllmdeploy.workflows.service_look import Seen
 from vllmdeploy.workflows.session import Session
-
-
-def stored_instances(session: Session, found: Mapping[str, FoundHost]) -> tuple[Service, ...]:
-    lead = found[session.lead.name]
-    fact = stored(lead.access.layout.instances)
-    return instances_of(ask_one(session.shells[session.lead.name], fact, lead.access))
 
 
 def promised(

@@ -17,6 +17,7 @@ from vllmdeploy.tools.vllm_engine import EngineState
 from vllmdeploy.tools.vllm_model import folder
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster, instances_up
+from vllmdeploy.workflows.instances_stored import stored_instances
 from vllmdeploy.workflows.service import offering
 from vllmdeploy.workflows.service_look import Seen, look
 from vllmdeploy.workflows.service_room import refuse_what_has_no_room
@@ -27,7 +28,7 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     """The whole fleet: its Ray nodes, and where services are stored, those and their gateway.
     `patient`: the plan ends when all services answer, and what has no room for that is refused;
     else it ends when all is done that helps them."""
-    instances = instances_up.stored_instances(session, found)
+    instances = stored_instances(session, found)
     found = instances_up.promised(found, instances)
     plan = cluster.decide_up(session, found)
     heads = [found[host.name] for host in session.fleet.hosts if host.head]
