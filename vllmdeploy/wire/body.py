@@ -117,12 +117,17 @@ class Gathered:
     """A body that is put together as it comes: joined in one go at its end, one of 20 MB would
     keep everybody waiting. `size` stays what it was when the body was taken."""
 
-    __slots__ = ("_file", "_parts", "size")
+    __slots__ = ("_expected", "_file", "_parts", "size")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._file: io.BytesIO | None = None
+        self._expected = 0
         self.size = 0
+
+    def expect(self, length: int) -> None:
+        """So long will it be; less than 0 where nobody knows."""
+        self._expected = max(0, length)
 
     def add(self, piece: bytes) -> None:
         self.size += len(piece)
@@ -131,7 +136,10 @@ class Gathered:
             return
         self._parts.append(piece)
         if self.size > _JOINED_MAX:
-            self._file = io.BytesIO()
+            # Room for all of it, of which the system gives what is written to: growing would copy
+            # megabytes, again and again. It is the only one that holds these bytes, so the file
+            # writes to them and not to a copy.
+            self._file = io.BytesIO(bytes(self._expected))
             self._file.write(b"".join(self._parts))
             self._parts = []
 
@@ -146,7 +154,7 @@ class Gathered:
     def forget(self) -> None:
         self._parts = []
         self._file = None
-        self.size = 0
+        self.size = self._expected = 0
 
 
 def decoder(length: int) -> Decoder:

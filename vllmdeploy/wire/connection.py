@@ -187,6 +187,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         self._state = _BODY
         self._body_since = exchange.received_at
+        self._gathered.expect(head.length)
         if admitted.sink is not None:
             admitted.sink.flow = self._hold_body
         self._keep_body(first)
