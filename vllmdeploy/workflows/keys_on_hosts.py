@@ -10,6 +10,7 @@ from vllmdeploy.core.host import Fleet, Host
 from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.audit import Tally
 from vllmdeploy.effects.fanout import each
+from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import UsageError, VllmdeployError
 from vllmdeploy.plan.service_gateway_node import KEYS, keys_folder
 from vllmdeploy.tools import files
@@ -76,7 +77,7 @@ def _write(session: Session, host: Host, content: bytes) -> bool:
         raise session.failures[host.name]
     shell = session.shells[host.name]
     way = ask_access(shell, session.wanted.cluster, session.sudo)
-    if not shell.run(way.of(files.is_there(_path(way)))).ok:
+    if not _has_keys(shell, way):
         return False
     command = way.of(files.rewrite(_path(way), content))
     check(host.name, command, shell.run(command), doing="writing the API keys")
@@ -86,13 +87,21 @@ def _write(session: Session, host: Host, content: bytes) -> bool:
 def _read(session: Session, way: Access) -> str:
     lead = session.lead.name
     shell = session.shells[lead]
-    if not shell.run(way.of(files.is_there(_path(way)))).ok:
+    if not _has_keys(shell, way):
         raise UsageError(
             f"there are no API keys on {lead} yet",
             hint="the first start of a service makes one; --file FILE changes a file here",
         )
     command = way.of(files.read(_path(way)))
     return check(lead, command, shell.run(command), doing="reading the API keys").stdout
+
+
+def _has_keys(shell: Shell, way: Access) -> bool:
+    command = way.of(files.is_there(_path(way)))
+    return (
+        check(shell.host, command, shell.run(command), doing="looking for the API keys").stdout
+        == "yes\n"
+    )
 
 
 def _path(way: Access) -> str:
