@@ -161,9 +161,11 @@ def hits(python: str, model: str, requests: int, rounds: int, policies: Sequence
 
 
 def alone(python: str, model: str, requests: int, pairs: int) -> None:
+    # Both ways ask for the same: with a cache of prompts the second would be given what the first
+    # had worked out.
     with (
         tempfile.TemporaryDirectory() as folder,
-        engines(python, model, (8993,)) as (engine,),
+        engines(python, model, (8993,), "--no-enable-prefix-caching") as (engine,),
         gateway(Path(folder), 8992, (engine,)) as url,
     ):
         ratios: list[float] = []
