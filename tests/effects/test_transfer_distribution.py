@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,7 +14,7 @@ from vllmdeploy.core.layout import Layout
 from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.shell import Feed, OnLine, Take
 from vllmdeploy.effects.transfer import Distribution
-from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, SyncEvent
+from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, Joined, SyncEvent
 from vllmdeploy.effects.transfer_hosts import Prepared, Work
 from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import HostUnreachable, NotHealthy
@@ -89,12 +91,15 @@ class Scene:
     events: list[SyncEvent] = field(default_factory=list[SyncEvent])
     prepared: Callable[[Party], Prepared] = lambda party: Prepared()
     finish_error: NotHealthy | None = None
+    on_finish: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
 
     def run(self, sources: list[Party], targets: list[Party]) -> dict[str, str]:
         def finish(party: Party) -> None:
             if self.finish_error:
                 raise self.finish_error
             self.finished.append(party.name)
+            self.on_finish()
 
         distribution = Distribution(
             pieces=pieces_of(MANIFEST),
@@ -102,6 +107,7 @@ class Scene:
             work=Work(prepare=self.prepared, finish=finish),
             on_event=self.events.append,
             stop=Stop.new(),
+            clock=self.clock,
         )
         failed = distribution.run(sources, targets)
         return {name: error.message for name, error in failed.items()}
@@ -118,6 +124,52 @@ def test_every_target_gets_every_piece_and_is_finished_once() -> None:
         assert isinstance(target.shell, Fetching)
         assert sorted(pull.split()[0] for pull in target.shell.pulls) == ["f0", "f1", "f2", "f3"]
     assert len(scene.told(HostDone)) == 2
+
+
+def test_the_first_prepared_host_does_not_get_the_source_for_itself() -> None:
+    prepared = threading.Event()
+    joined: list[str] = []
+
+    def in_turn(party: Party) -> Prepared:
+        if party.name == "h3":
+            prepared.wait()
+        joined.append(party.name)
+        return Prepared()
+
+    def says_who_is_there(source: str, path: str, checksum: bool) -> Result:
+        assert joined == ["h2", "h3"]
+        return good(source, path, checksum)
+
+    scene = Scene(prepared=in_turn, clock=lambda: 0.0)  # a moment that never ends
+    scene.events = Starting(prepared)
+    assert scene.run([party(1)], [party(2, says_who_is_there), party(3, says_who_is_there)]) == {}
+
+
+class Starting(list[SyncEvent]):
+    """Lets the second host get ready once the first has joined."""
+
+    def __init__(self, prepared: threading.Event) -> None:
+        super().__init__()
+        self._prepared = prepared
+
+    def append(self, event: SyncEvent) -> None:
+        super().append(event)
+        if isinstance(event, Joined):
+            self._prepared.set()
+
+
+def test_a_host_that_takes_long_to_prepare_is_not_waited_for() -> None:
+    finished = threading.Event()
+
+    def in_turn(party: Party) -> Prepared:
+        if party.name == "h3":
+            finished.wait()
+        return Prepared()
+
+    scene = Scene(prepared=in_turn)
+    scene.on_finish = finished.set
+    assert scene.run([party(1)], [party(2), party(3)]) == {}
+    assert scene.finished == ["h2", "h3"]
 
 
 def test_only_what_is_missing_comes() -> None:

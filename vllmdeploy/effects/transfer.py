@@ -17,6 +17,7 @@ from vllmdeploy.plan.transfer import Swarm
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 
 _TOLD_EVERY_S = 1.0
+_GATHERED_S = 1.0
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class Distribution:
     _begun: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     _doubted: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     _told: float = 0.0
+    _begins_at: float | None = None
     _rate: Rate = field(default_factory=Rate)
 
     def __post_init__(self) -> None:
@@ -74,13 +76,22 @@ class Distribution:
 
     def _turn(self) -> None:
         now = self.clock()
-        for transfer in self._swarm.next(now):
+        gathering = self._gathering(now)
+        for transfer in () if gathering else self._swarm.next(now):
             self._begin(transfer)
         self._hosts.give_up()
-        wake = self._swarm.wake_at(now)
+        wake = self._begins_at if gathering else self._swarm.wake_at(now)
         wait = min(_TOLD_EVERY_S, max(0.01, wake - now) if wake is not None else _TOLD_EVERY_S)
         self._news.heed(wait)
         self._tell()
+
+    def _gathering(self, now: float) -> bool:
+        """The first host that is prepared would be given all lanes of the source, and the others
+        would wait for whole pieces: they are waited for, but not long."""
+        if self._begins_at is None and self._hosts.joined:
+            self._begins_at = now + _GATHERED_S
+        begun = self._begins_at is not None and now >= self._begins_at
+        return self._hosts.preparing and not begun
 
     def _tell(self, *, always: bool = False) -> None:
         now = self.clock()

@@ -86,6 +86,10 @@ class Hosts:
         return [name for name, host in self._hosts.items() if host.joined]
 
     @property
+    def preparing(self) -> bool:
+        return any(not host.joined and host.error is None for host in self._hosts.values())
+
+    @property
     def errors(self) -> Mapping[str, VllmdeployError]:
         return {name: host.error for name, host in self._hosts.items() if host.error is not None}
 
@@ -131,7 +135,7 @@ class Hosts:
 
     def give_up(self) -> None:
         """On hosts that miss what nobody has any more, once no other may still bring it."""
-        waiting = any(not host.joined and host.error is None for host in self._hosts.values())
+        waiting = self.preparing
         for name in self.swarm.hopeless:
             host = self._hosts.get(name)
             if host is None or host.done or host.finishing or host.error or waiting:

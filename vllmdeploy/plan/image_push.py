@@ -13,7 +13,7 @@ from vllmdeploy.tools.manifest import Manifest, ModelFile
 
 _LEAST_PIECE, _MOST_PIECE = 8 * 1024 * 1024, 256 * 1024 * 1024
 # Enough to keep a handful of hosts busy with each other, few enough to start them all quickly.
-_PIECES = 32
+_PIECES = 48
 
 
 class Standing(Enum):
