@@ -8,18 +8,16 @@ top. One machine plays all hosts: read `cpu_share` beside each ratio.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.models import BYTES_S, MBIT, cpu
+from bench.wire import MBIT, measured
 from tests.rig import images, network
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
@@ -33,31 +31,6 @@ _STAR = (
     " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR $2 docker load"
 )
 _PLACES = ("push", "star", "second")
-
-
-def measured(
-    figure: str, size: int, hosts: int, work: Callable[[], int | None], goal: float | None = None
-) -> None:
-    """One line: how often longer than the wire alone, and what came over it."""
-    busy, all_of_it = cpu()
-    began = time.monotonic()
-    received = work()
-    seconds = time.monotonic() - began
-    busy_after, all_after = cpu()
-    ratio = seconds / (size / BYTES_S)
-    record = {
-        "id": "M-image",
-        "figure": figure,
-        "value": round(ratio, 3),
-        "target": f"<= {goal}" if goal else None,
-        "pass": ratio <= goal if goal else None,
-        "n": hosts,
-        "seconds": round(seconds, 1),
-        "mib": round(size / MiB, 1),
-        "received_mib_per_host": None if received is None else round(received / hosts / MiB, 2),
-        "cpu_share": round((busy_after - busy) / (all_after - all_of_it), 2),
-    }
-    print(json.dumps(record), flush=True)
 
 
 def by_push(rig: Rig, folder: Path, name: str) -> int:
@@ -113,16 +86,20 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
     if "star" in given.figures:
         images.put(rig.head, "star:1", size)
         text = f"{given.mib} MiB, docker save to all at once"
-        measured(text, size, hosts, partial(by_star, rig, "star:1"))
+        measured("M-image", text, size, hosts, partial(by_star, rig, "star:1"))
     if "push" in given.figures or "second" in given.figures:
         images.put(rig.head, "pushed:1", size)
         text = f"{given.mib} MiB, image push"
-        measured(text, size, hosts, partial(by_push, rig, folder, "pushed:1"), GOAL)
+        measured("M-image", text, size, hosts, partial(by_push, rig, folder, "pushed:1"), GOAL)
     if "second" in given.figures:
         small = 10 * 1000 * 1000
         images.put(rig.head, "second:1", small, on="pushed:1")
         measured(
-            "10 MB on top, image push", small, hosts, partial(by_push, rig, folder, "second:1")
+            "M-image",
+            "10 MB on top, image push",
+            small,
+            hosts,
+            partial(by_push, rig, folder, "second:1"),
         )
 
 

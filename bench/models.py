@@ -7,63 +7,28 @@ depend on the size, and at full size they would take half an hour.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.wire import MBIT, measured
 from tests.rig import model_store, network
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
 from tests.rig.host import Host
 from tests.rig.rig import Rig
 
-MBIT = 100
 GOAL = 1.3
-BYTES_S = MBIT * 1e6 / 8
 BY_HAND = "/srv/by-hand"
 _LINE = (
     "rsync -a --whole-file -e 'ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no "
     '-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR\' "$1/" "$2:$3/"'
 )
-
-
-def cpu() -> tuple[float, float]:
-    """Seconds in which this machine's CPUs worked, and all there were."""
-    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    ticks = [int(word) for word in words]
-    per_s = os.sysconf("SC_CLK_TCK")
-    return (sum(ticks) - ticks[3] - ticks[4]) / per_s, sum(ticks) / per_s
-
-
-def measured(
-    figure: str, size: int, hosts: int, work: Callable[[], None], goal: float | None
-) -> None:
-    busy, all_of_it = cpu()
-    began = time.monotonic()
-    work()
-    seconds = time.monotonic() - began
-    busy_after, all_after = cpu()
-    ratio = seconds / (size / BYTES_S)
-    record = {
-        "id": "M-sync",
-        "figure": figure,
-        "value": round(ratio, 3),
-        "target": f"<= {goal}" if goal else None,
-        "pass": ratio <= goal if goal else None,
-        "n": hosts,
-        "seconds": round(seconds, 1),
-        "mib": size // model_store.MiB,
-        "cpu_share": round((busy_after - busy) / (all_after - all_of_it), 2),
-    }
-    print(json.dumps(record), flush=True)
 
 
 def by_sync(rig: Rig, folder: Path, name: str) -> None:
@@ -131,6 +96,7 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
     reach_by_hand(rig)
     for how, at_once in (("rsync to one after another", 1), ("rsync to all at once", hosts)):
         measured(
+            "M-sync",
             by_hand_text.format(how),
             size,
             hosts,
@@ -138,13 +104,20 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
             None,
         )
     measured(
-        by_hand_text.format("model sync"), size, hosts, lambda: by_sync(rig, folder, "Small"), None
+        "M-sync",
+        by_hand_text.format("model sync"),
+        size,
+        hosts,
+        lambda: by_sync(rig, folder, "Small"),
+        None,
     )
     size = put(rig, "Whole", 1, shards * small)
-    measured("one file, model sync", size, hosts, lambda: by_sync(rig, folder, "Whole"), None)
+    measured(
+        "M-sync", "one file, model sync", size, hosts, lambda: by_sync(rig, folder, "Whole"), None
+    )
     size = put(rig, "Model", shards, given.mib * model_store.MiB)
     full = text.format(given.mib, "model sync")
-    measured(full, size, hosts, lambda: by_sync(rig, folder, "Model"), GOAL)
+    measured("M-sync", full, size, hosts, lambda: by_sync(rig, folder, "Model"), GOAL)
 
 
 if __name__ == "__main__":
