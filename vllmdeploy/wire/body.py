@@ -137,8 +137,8 @@ class Gathered:
         self._parts.append(piece)
         if self.size > _JOINED_MAX:
             # Room for all of it, of which the system gives what is written to: growing would copy
-            # megabytes, again and again. It is the only one that holds these bytes, so the file
-            # writes to them and not to a copy.
+            # megabytes, again and again. Nobody else holds these bytes, so the file writes to them
+            # and not to a copy.
             self._file = io.BytesIO(bytes(self._expected))
             self._file.write(b"".join(self._parts))
             self._parts = []
