@@ -78,6 +78,32 @@ def test_a_program_that_has_hung_is_not_asked_again(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
+def test_a_program_that_cannot_be_used_is_asked_once(tmp_path: Path) -> None:
+    def of_docker(text: str, *, gate: bool = False) -> Fact[Result]:
+        return replace(fact(text), program="docker", gate=gate)
+
+    ran = tmp_path / "ran"
+    before = of_docker("exit 3")
+    gate = of_docker("echo no daemon >&2; exit 1", gate=True)
+    answers = ask(HERE, (before, gate, of_docker(f"touch {ran}"), fact("echo x")))
+    assert answers == [Result(3), Result(1, "", "no daemon\n"), Result(1), Result(0, "x\n")]
+    assert not ran.exists()
+
+
+def test_a_gate_that_opens_lets_everything_through() -> None:
+    gate = replace(fact("echo 27"), program="docker", gate=True)
+    later = replace(fact("echo ps"), program="docker")
+    assert ask(HERE, (gate, later)) == [Result(0, "27\n"), Result(0, "ps\n")]
+
+
+def test_the_host_needs_no_room_for_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    text = f"ls -A {tmp_path}; echo why >&2; exit 4"
+    assert ask_one(HERE, fact(text)) == Result(4, "", "why\n")
+
+
 def test_without_timeout_the_questions_are_asked_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ ACCELERATOR = Accelerator(
     verified=True,
     pci_vendors=(),
     device_nodes=(),
-    cards=Fact("host memory", Command(("cat", "/proc/meminfo")), _parse),
+    cards=Fact("host memory", Command(("cat", "/proc/meminfo"), limit_s=10), _parse),
     container=_container,
     ray_resource="GPU",  # our platform for CPU over Ray books its ranks as GPUs
     ray_flags=handing.ray_gpus,

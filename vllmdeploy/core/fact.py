@@ -16,10 +16,12 @@ class Fact(Generic[T]):
     """`parse` sees the whole result: a missing program (127) is an answer too.
 
     `program` names what answers it: once that has hung, its other facts of the same round are not
-    waited for.
+    waited for. `gate`: when this one fails, the program has nothing else to say either, and its
+    later facts of the round get the same status without an answer.
     """
 
     name: str
     command: Command
     parse: Callable[[Result], T]
     program: str = ""
+    gate: bool = False

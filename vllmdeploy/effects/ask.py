@@ -19,28 +19,34 @@ from vllmdeploy.tools.access import Access, Rights, Sudo, decide, rights
 T = TypeVar("T")
 
 # Every question gets its own time limit where the host has `timeout`, so that one hanging program
-# (a stopped Docker daemon, a vendor tool) is named and the other answers still come.
+# (a stopped Docker daemon, a vendor tool) is named and the other answers still come. Errors stay
+# in the shell's memory: no file is left behind, and a full disk can be told of. Most of what asking
+# costs a host are programs started, so what a shell can do by itself starts none.
 _HEADER = """
-mark=$1 hung=
-if timeout -k 2 2 true </dev/null >/dev/null 2>&1; then bounded() { timeout -k 2 "$@"; }
+mark=$1 silent= parent=
+read -r parent 2>/dev/null </proc/$PPID/comm
+if [ "$parent" = timeout ] || timeout -k 2 2 true </dev/null >/dev/null 2>&1
+then bounded() { timeout -k 2 "$@"; }
 else bounded() { shift; "$@"; }; fi
-errors=$(mktemp 2>/dev/null || echo "/tmp/vllmdeploy.$$")
-trap 'rm -f "$errors"' EXIT
+exec 3>&1
 """
 # The number says which question was answered even if the middle of a long output was left out.
-# What asks a program that has hung already is not run: it would hang as long again.
+# What asks a program that has hung, or could not be used at all, is not run: it would hang as long
+# again, or fail as before.
 _QUESTION = """
 printf '%s {number} begin\\n' "$mark"
-case "$hung" in
-*{program}*) status=124; : >"$errors" ;;
-*) bounded {limit} {command} </dev/null 2>"$errors"; status=$? ;;
+case "$silent" in
+*{program}*) status=${{silent##*{program}}} errors=; status=${{status%%<*}} ;;
+*)
+  errors=$(bounded {limit} {command} </dev/null 2>&1 >&3 3>&-; status=$?; printf x; exit "$status")
+  status=$? errors=${{errors%x}} ;;
 esac
-case "$status" in 124|137) hung="$hung"{program} ;; esac
-printf '\\n%s {number} errors %s\\n' "$mark" "$status"
-cat "$errors"
-printf '\\n%s {number} end\\n' "$mark"
+case "$status" in {ends}) silent="$silent"{program}$status ;; esac
+printf '\\n%s {number} errors %s\\n%s\\n%s {number} end\\n' "$mark" "$status" "$errors" "$mark"
 """
 _TIMED_OUT = (124, 137)
+_HANGING = "|".join(map(str, _TIMED_OUT))
+_FAILING = "[!0]*"
 _HEAD = re.compile(
     r"(?P<number>[0-9]{1,9}) (?P<word>begin|end|errors (?P<status>[0-9]{1,3}))", re.ASCII
 )
@@ -60,8 +66,8 @@ def ask(shell: Shell, facts: Sequence[Fact[Any]], access: Access | None = None) 
             if (command.argv[: len(_SUDO)] == _SUDO) is elevated
         }
         if chosen:
-            programs = {number: facts[number].program or str(number) for number in chosen}
-            answers.update(_asked(shell, chosen, programs, elevated=elevated))
+            asked = {number: (facts[number], command) for number, command in chosen.items()}
+            answers.update(_asked(shell, asked, elevated=elevated))
     return [fact.parse(answers[number]) for number, fact in enumerate(facts)]
 
 
@@ -87,26 +93,27 @@ def decided(shell: Shell, cluster: str, sudo: Sudo, found: Rights) -> Access:
 
 
 def _asked(
-    shell: Shell, commands: dict[int, Command], programs: dict[int, str], *, elevated: bool
+    shell: Shell, asked: dict[int, tuple[Fact[Any], Command]], *, elevated: bool
 ) -> dict[int, Result]:
     mark = f"@@{secrets.token_hex(8)}@@"
     text = _HEADER + "".join(
         _QUESTION.format(
             number=number,
-            program=shlex.quote(f"<{programs[number]}>"),
+            program=shlex.quote(f"<{fact.program or number}>"),
+            ends=_FAILING if fact.gate else _HANGING,
             limit=math.ceil(command.limit_s),
             command=shlex.join(command.argv[len(_SUDO) if elevated else 0 :]),
         )
-        for number, command in commands.items()
+        for number, (fact, command) in asked.items()
     )
     # They run one after another; a host on which all of them hang is given up earlier than that.
-    limit_s = 15 + max(command.limit_s for command in commands.values()) * 2
+    limit_s = 15 + max(command.limit_s for _, command in asked.values()) * 2
     joint = Command(("sh", "-c", text, "sh", mark), limit_s=limit_s)
     result = shell.run(joint.elevated() if elevated else joint)
     found = split(result, mark)
     if not found:
         raise _unanswered(shell.host, result, limit_s, elevated=elevated)
-    return {number: found.get(number, Result(124, timed_out=True)) for number in commands}
+    return {number: found.get(number, Result(124, timed_out=True)) for number in asked}
 
 
 def _unanswered(host: str, result: Result, limit_s: float, *, elevated: bool) -> CommandFailed:

@@ -71,8 +71,8 @@ def _look(host: Host, shell: Shell, looking: Looking) -> FoundHost:
         cards=registry.completed(CardReport(vendor=choice.vendor), choice),
         image_name=group.image or registry.named(choice.vendor).default_image,
     )
-    found = _first_look(start, shell, looking)
-    return _second_look(found, shell, looking, choice)
+    found = _first_look(start, shell, looking, choice)
+    return _second_look(found, shell, looking)
 
 
 class _Questions:
@@ -91,12 +91,16 @@ class _Questions:
         return dict(zip(self._facts, ask(shell, list(self._facts.values()), way), strict=True))
 
 
-def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
+def _first_look(
+    found: FoundHost, shell: Shell, looking: Looking, choice: registry.Choice
+) -> FoundHost:
     layout, wanted = found.access.layout, looking.wanted
     in_docker = wanted.runtime == "docker"
     questions = _Questions()
     questions.add("system", system.system(layout.root))
     questions.add("links", network.LINKS)
+    vendor = registry.named(found.cards.vendor)
+    questions.add("cards", vendor.cards, wanted=looking.cards)
     questions.add("engine", docker.ENGINE, wanted=in_docker)
     questions.add("containers", docker.CONTAINERS, wanted=in_docker)
     questions.add("supervised", looking.supervisor.found(layout), wanted=not in_docker)
@@ -112,6 +116,8 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     supervised = cast("tuple[FoundNode, ...]", said.pop("supervised", ()))
     ours = tuple(node for node in supervised if node.cluster in ("", wanted.cluster))
     listed: docker.Containers = said.pop("containers", docker.Containers())
+    if "cards" in said:
+        said["cards"] = registry.completed(cast("CardReport", said["cards"]), choice)
     looked = replace(found, **said, supervised=ours, containers=listed.found)
     if listed.problem and not looked.engine.problem:
         # A container that is not seen might be made twice, so this counts as no engine.
@@ -119,14 +125,10 @@ def _first_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     return looked
 
 
-def _second_look(
-    found: FoundHost, shell: Shell, looking: Looking, choice: registry.Choice
-) -> FoundHost:
+def _second_look(found: FoundHost, shell: Shell, looking: Looking) -> FoundHost:
     """What could only be asked once the first answers were there."""
     wanted, layout = looking.wanted, found.access.layout
     questions = _Questions()
-    vendor = registry.named(found.cards.vendor)
-    questions.add("cards", vendor.cards, wanted=looking.cards)
     questions.add("contents", _contents(found, wanted), wanted=_has_contents(found, looking))
     image = found.image_name
     missing = wanted.runtime == "docker" and bool(image) and found.image is None
@@ -142,8 +144,6 @@ def _second_look(
     said = questions.asked(shell, found.access)
     offer: images.Offer = said.pop("offer", images.Offer())
     said |= {"unpullable": offer.refusal, "offered": offer.digest(found.system.arch)}
-    if "cards" in said:
-        said["cards"] = registry.completed(cast("CardReport", said["cards"]), choice)
     return replace(found, **said)
 
 

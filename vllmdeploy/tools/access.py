@@ -27,16 +27,17 @@ class Rights:
 
 
 _QUESTION = """
-printf 'uid=%s\\n' "$(id -u)"
+uid=$(id -u)
+printf 'uid=%s\\n' "$uid"
 printf 'user=%s\\n' "$(id -un)"
-printf 'home=%s\\n' "${HOME:-$(getent passwd "$(id -u)" | cut -d : -f 6)}"
+printf 'home=%s\\n' "${HOME:-$(getent passwd "$uid" | cut -d : -f 6)}"
 for s in "${DOCKER_HOST#unix://}" /var/run/docker.sock /run/docker.sock; do
   [ -n "$s" ] && [ -w "$s" ] && printf 'docker=yes\\n' && break
 done
 folder=$1
 while [ ! -e "$folder" ]; do folder=${folder%/*}; [ -n "$folder" ] || folder=/; done
 [ -w "$folder" ] && printf 'state=yes\\n'
-if [ "$(id -u)" != 0 ] && [ "$2" != never ]; then
+if [ "$uid" != 0 ] && [ "$2" != never ]; then
   if answer=$(sudo -n true 2>&1); then printf 'sudo=yes\\n'
   else printf 'sudo_says=%s\\n' "$(printf '%s' "$answer" | tail -n 1)"; fi
 fi

@@ -166,6 +166,7 @@ def _engine_problem(result: Result, said: str) -> str:
 ENGINE = Fact(
     name="docker engine",
     program="docker",
+    gate=True,
     command=Command(("docker", "version", "--format", ENGINE_FORMAT), limit_s=15, root=True),
     parse=_parse_engine,
 )

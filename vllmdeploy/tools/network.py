@@ -60,14 +60,14 @@ class Links:
 _LINKS = """
 command -v ip >/dev/null 2>&1 || echo 'problem there is no `ip` on it: install iproute2'
 ip -o -4 addr show up 2>/dev/null
-ip -o -4 route show default 2>/dev/null | head -n 1
+ip -o -4 route show default 2>/dev/null
 for path in /sys/class/net/*; do
-  speed=$(cat "$path/speed" 2>/dev/null) && printf 'speed %s %s\\n' "${path##*/}" "$speed"
+  read -r speed 2>/dev/null <"$path/speed" && printf 'speed %s %s\\n' "${path##*/}" "$speed"
 done
 for port in /sys/class/infiniband/*/ports/*; do
-  [ -r "$port/state" ] || continue
+  read -r state 2>/dev/null <"$port/state" || continue
   device=${port%/ports/*}
-  printf 'rdma %s %s\\n' "${device##*/}" "$(cat "$port/state")"
+  printf 'rdma %s %s\\n' "${device##*/}" "$state"
 done
 exit 0
 """
@@ -86,7 +86,7 @@ def _parse_links(result: Result) -> Links:
             problem = line.partition(" ")[2]
         elif fields[:1] == ["rdma"] and "ACTIVE" in line and fields[1] not in rdma:
             rdma.append(fields[1])
-        elif fields[:1] == ["default"] and "dev" in fields[:-1]:
+        elif fields[:1] == ["default"] and "dev" in fields[:-1] and not default:
             default = _name(fields[fields.index("dev") + 1])
         elif len(fields) > 3 and fields[2] == "inet":
             addresses += [(_name(fields[1]), one) for one in _addresses(fields[3])]

@@ -25,7 +25,6 @@ class System:
     boot_id: str = ""
     selinux: str = ""
     state_free_mib: int | None = None
-    rsync: str = ""
     proxies: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -40,21 +39,23 @@ class System:
 
 _SYSTEM = """
 say() { printf '%s=%s\\n' "$1" "$2"; }
-name=$(hostname 2>/dev/null || uname -n)
-say hostname "$name"
+set -- "$1" $(uname -nrm)
+say hostname "$2"; say kernel "$3"; say machine "$4"
 look=getent; if command -v timeout >/dev/null 2>&1; then look='timeout 2 getent'; fi
-say own_address "$($look ahostsv4 "$name" 2>/dev/null | head -n 1 | cut -d ' ' -f 1)"
-say machine "$(uname -m)"
-say kernel "$(uname -r)"
+own=$($look ahostsv4 "$2" 2>/dev/null)
+say own_address "${own%% *}"
 say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null)"
-say memory_kib "$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)"
+while read -r key value unit; do
+  [ "$key" != MemTotal: ] || { say memory_kib "$value"; break; }
+done 2>/dev/null </proc/meminfo
 say clock "$(date +%s)"
-say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
+read -r boot 2>/dev/null </proc/sys/kernel/random/boot_id && say boot_id "$boot"
 say selinux "$(getenforce 2>/dev/null)"
 folder=$1
 while [ ! -e "$folder" ]; do folder=${folder%/*}; [ -n "$folder" ] || folder=/; done
-say state_free_kib "$(df -Pk "$folder" 2>/dev/null | awk 'NR==2 {print $4}')"
-say rsync "$(rsync --version 2>/dev/null | head -n 1)"
+df -Pk "$folder" 2>/dev/null | {
+  read -r head && read -r disk size used free rest && say state_free_kib "$free"
+}
 for name in http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; do
   eval "value=\\${$name-}"
   [ -z "$value" ] || say "proxy:$name" "$value"
@@ -77,7 +78,6 @@ def _parse_system(result: Result) -> System:
         boot_id=said.get("boot_id", ""),
         selinux=said.get("selinux", ""),
         state_free_mib=None if free is None else free // 1024,
-        rsync=said.get("rsync", ""),
         proxies=tuple(
             (key.removeprefix("proxy:"), value)
             for key, value in said.items()
