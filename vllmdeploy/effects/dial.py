@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import paramiko
-from paramiko.ssh_exception import IncompatiblePeer
-
 from vllmdeploy.core.host import Host
 from vllmdeploy.effects.keys import Credentials
 from vllmdeploy.effects.known_hosts import HostKey, KnownHosts, Trust
 from vllmdeploy.effects.route import Hop, SshSettings, read_config, route
+from vllmdeploy.effects.ssh_library import IncompatiblePeer, paramiko
 from vllmdeploy.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable, VllmdeployError
 
 CONNECT_S = 10.0

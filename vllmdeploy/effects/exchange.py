@@ -6,10 +6,9 @@ import math
 import selectors
 import time
 
-import paramiko
-
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.ssh_library import paramiko
 from vllmdeploy.effects.streams import Passed, Stream
 from vllmdeploy.effects.wrap import KILL_GRACE_S, Between, program
 

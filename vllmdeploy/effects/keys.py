@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import paramiko
-
 from vllmdeploy.effects.known_hosts import HostKey
 from vllmdeploy.effects.route import Hop, SshSettings
+from vllmdeploy.effects.ssh_library import paramiko
 from vllmdeploy.errors import HostUnreachable, SettingsError
 
 # sshd ends a connection after six refused tries, and guards against guessing often lock an

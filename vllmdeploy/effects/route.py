@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import paramiko
-
 from vllmdeploy.core.host import Host
 from vllmdeploy.effects.known_hosts import host_name
+from vllmdeploy.effects.ssh_library import paramiko
 from vllmdeploy.errors import HostUnreachable, SettingsError
 
 SSH_FOLDER = Path("~/.ssh").expanduser()
@@ -146,5 +145,5 @@ def _options(name: str, address: str, config: paramiko.SSHConfig) -> dict[str, s
     try:
         return dict(config.lookup(address))
     except (ImportError, paramiko.SSHException) as error:
-        # `Match exec` would need a program to be run to know what applies.
+        # `Match exec` runs a program of the user's own to know what applies, and it may not run.
         raise HostUnreachable(name, f"~/.ssh/config cannot be applied to it: {error}") from error

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-import paramiko
-
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.effects.dial import CONNECT_S, backoff
 from vllmdeploy.effects.exchange import Exchange
 from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.ssh_library import paramiko
 from vllmdeploy.effects.wrap import BOOTSTRAP, new_mark, with_sudo_password
 from vllmdeploy.errors import HostUnreachable, last_line
 
