@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes what runs a model on this machine's processors: .venv-engine with vLLM's CPU build and Ray,
 # and two small real models in .cache/models. Run again at will: stamps make the second run quick.
-# Exit 3: this machine cannot have it (the CPU build exists for Python 3.11 on Linux only).
+# Exit 3: this machine cannot have it (the CPU build wants Python 3.11 to 3.13, on Linux).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -24,18 +24,21 @@ say() { printf 'engine: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 cannot() { say "$*"; exit 3; }
 
-usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+usable() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+        2>/dev/null
+}
 
 find_python() {
-    for candidate in "${PYTHON:-}" python3.11 python3 /usr/bin/python3.11 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.11.*/bin/python3.11; do
+    for candidate in "${PYTHON:-}" python3.11 python3 /usr/bin/python3 python3.12 python3.13 \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[123].*/bin/python3; do
         if [ -n "$candidate" ] && usable "$candidate"; then
             printf '%s' "$candidate"
             return
         fi
     done
-    cannot "no Python 3.11 with venv found, and vLLM's CPU build needs exactly that: install" \
-        "python3.11 and python3.11-venv, or set PYTHON=/path/to/python3.11"
+    cannot "no Python 3.11 to 3.13 with venv found, and vLLM's CPU build needs one of them:" \
+        "install python3 and python3-venv, or set PYTHON=/path/to/python3"
 }
 
 install() { "$python" -m pip install -qq --disable-pip-version-check "$@"; }
