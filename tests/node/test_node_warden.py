@@ -53,6 +53,17 @@ def test_a_child_that_ends_with_0_is_started_again_without_its_leftovers(node: N
     assert again["last_failure"]["last_lines"] == ["once"]
 
 
+def test_the_error_that_came_first_is_kept_however_much_follows(node: Node) -> None:
+    said = "echo '(W pid=7) ERROR [x.py:9] ValueError: no room'; seq 60; echo 'OSError: later'"
+    node.start(*QUICK, child=("sh", "-c", f"{said}; exit 3"))
+    lines = node.child("crash-loop")["last_failure"]["last_lines"]
+    assert (lines[0], lines[-1]) == (
+        "(W pid=7) ERROR [x.py:9] ValueError: no room",
+        "OSError: later",
+    )
+    assert len(lines) == 21
+
+
 def test_a_child_that_always_fails_is_given_up_and_the_warden_still_answers(node: Node) -> None:
     node.start(*QUICK, child=("sh", "-c", "echo starting; echo no space >&2; exit 3"))
     child = node.child("crash-loop")

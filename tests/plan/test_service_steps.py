@@ -89,6 +89,23 @@ def test_an_engine_that_cannot_come_up_ends_the_wait_with_its_own_words(
     )
 
 
+def test_what_failed_first_is_said_before_what_followed() -> None:
+    output = [
+        "(Worker-0 pid=7) ERROR [x.py:9] ImportError: libnuma.so.1",
+        *(f"(APIServer pid=1) Error {number}" for number in range(9)),
+        "    raise RuntimeError(",
+        "RuntimeError: See root cause above.",
+    ]
+    failed = said(
+        state="crash-loop", failures=2, reason="ended", last_failure={"last_lines": output}
+    )
+    with pytest.raises(NotHealthy) as caught:
+        awaited(fresh=True).missing(failed)
+    _, first, *others = caught.value.message.splitlines()
+    assert first.strip() == output[0]
+    assert [line.strip() for line in others] == [*output[8:10], output[-1]]
+
+
 def test_when_a_fleet_comes_back_earlier_failures_do_not_count() -> None:
     missing = awaited(fresh=False).missing
     assert missing(said(state="backing-off", reason="exit 1", failures=4)) == (

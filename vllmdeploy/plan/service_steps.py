@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from vllmdeploy.tools.vllm_services import Service
 
 _USAGE_STATUS = 2  # what an argument parser ends with
 _FAILURES_SHOWN = 2
+_FRAME = re.compile(r'File "|\braise ')
 RETRY = "retry"
 _METRICS = (
     "import sys, urllib.request as u\n"
@@ -225,7 +227,7 @@ def _words(state: EngineState) -> str:
     """The lines that say why, the first one before all; a traceback's frames and the ranks' echoes
     do not."""
     lines = [line.rstrip() for line in state.last_lines if line.strip()]
-    telling = [line for line in lines if "rror" in line and "File " not in line]
+    telling = [line for line in lines if "rror" in line and not _FRAME.search(line)]
     shown = telling or lines[-4:]
     return "".join(f"\n    {line}" for line in shown[:1] + shown[1:][-3:])
 
