@@ -120,7 +120,11 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(
         "NAME   LIMITS\nalice  models=a,b per_minute=60\n"
     )
     assert ran(capsys, "keys", "add", "alice", "--file", str(path))[0] == 2
-    assert ran(capsys, "keys", "revoke", "alice", "--file", str(path))[0] == 0
+    ran(capsys, "keys", "add", "bob", "--file", str(path))
+    status, _, said = ran(capsys, "keys", "revoke", "alice", "--file", str(path))
+    assert (status, "refuses everybody" in said) == (0, False)
+    status, _, said = ran(capsys, "keys", "revoke", "bob", "--file", str(path))
+    assert (status, "the gateway refuses everybody; vllmdeploy keys add" in said) == (0, True)
     assert path.read_text() == ""
     assert ran(capsys, "keys", "revoke", "alice", "--file", str(path))[0] == 2
 

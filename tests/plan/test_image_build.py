@@ -135,8 +135,12 @@ def test_the_cpu_engine_is_made_of_what_was_seen_working_together() -> None:
     script = (Path(__file__).parents[2] / "scripts/engine.sh").read_text("utf-8")
     pinned = dict(re.findall(r"^(VLLM|TORCH|RAY)=(\S+)$", script, re.MULTILINE))
     assert made.arguments == pinned
-    assert image_build.for_cpu(NAME, BASE, STOCK) == (
-        f"image {NAME} has Python 3.12.3; vLLM's CPU build needs 3.11"
+    newer = image_build.for_cpu(NAME, BASE, ImageContents(python="3.13.1"))
+    assert isinstance(newer, Build)
+    assert newer.labels["vllmdeploy.image.python"] == "3.13.1"
+    old = ImageContents(python="3.10.12")
+    assert image_build.for_cpu(NAME, BASE, old) == (
+        f"image {NAME} has Python 3.10.12; vLLM's CPU build needs 3.11 to 3.13"
     )
     broken = ImageContents(problem="it does not answer: x")
     assert image_build.for_cpu(NAME, BASE, broken) == f"image {NAME}: it does not answer: x"

@@ -56,6 +56,7 @@ def sweep(number: int) -> None:
 
 def _lock(number: int) -> TextIO | None:
     """This number's lock, which says whose it is; None while a living rig holds it."""
+    LOCKS.mkdir(parents=True, exist_ok=True)  # a small container has an empty /run
     lock = (LOCKS / f"vllmdeploy-rig-{number}").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -99,9 +99,20 @@ def revoke(
     """
     from vllmdeploy.workflows import keys
 
-    here, what = world(context), f"keys revoke {name}"
-    where, failed = _changed(here, file, what, lambda text, where: keys.revoked(text, where, name))
+    left: tuple[Listed, ...] = ()
+
+    def without_it(text: str, where: str) -> str:
+        nonlocal left
+        new = keys.revoked(text, where, name)
+        left = keys.listed(new, where)
+        return new
+
+    where, failed = _changed(world(context), file, f"keys revoke {name}", without_it)
     output.say(f"{name} is removed {where}")
+    if not left:
+        output.say(
+            "note: no key is left, so the gateway refuses everybody; vllmdeploy keys add NAME"
+        )
     end_with(failed)
 
 

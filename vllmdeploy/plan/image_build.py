@@ -11,7 +11,8 @@ from vllmdeploy.tools.image_probe import ImageContents, numbers
 from vllmdeploy.tools.images import Image
 
 # The CPU engine, as scripts/engine.sh installs it for the tests: seen working together.
-CPU_VLLM, CPU_TORCH, CPU_RAY, CPU_PYTHON = "0.32.0", "2.13.0", "2.60.0", (3, 11)
+CPU_VLLM, CPU_TORCH, CPU_RAY = "0.32.0", "2.13.0", "2.60.0"
+_CPU_PYTHONS = ((3, 11), (3, 12), (3, 13))
 CPU_BASE = "python:3.11-slim-bookworm"
 
 # From which vLLM on, newest first: the Ray that goes beside it. All have token authentication.
@@ -76,8 +77,10 @@ def with_ray(
 def for_cpu(reference: str, image: Image, contents: ImageContents, *, tag: str = "") -> Build | str:
     if contents.problem:
         return f"image {reference}: {contents.problem}"
-    if numbers(contents.python)[:2] != CPU_PYTHON:
-        return f"image {reference} has Python {contents.python}; vLLM's CPU build needs 3.11"
+    if numbers(contents.python)[:2] not in _CPU_PYTHONS:
+        return (
+            f"image {reference} has Python {contents.python}; vLLM's CPU build needs 3.11 to 3.13"
+        )
     versions = {"RAY": CPU_RAY, "VLLM": CPU_VLLM, "TORCH": CPU_TORCH}
     return Build(
         base=reference if reference in image.references else image.id,
