@@ -38,18 +38,18 @@ def simulate(
     return seen, done
 
 
-@pytest.mark.parametrize("slots", [4, 32, 100, 256])
+@pytest.mark.parametrize("slots", [4, 16, 32, 48, 100, 256])
 def test_the_limit_settles_near_what_the_engine_works_on(slots: int) -> None:
     seen, _ = simulate(Concurrency(1024), slots=slots, seconds=300)
     late = seen[150:]
-    # Rows too many wait in the engine, rows too few leave it idle: it starts with 16, and stays.
-    assert slots * 0.75 <= sum(late) / len(late) <= max(24, slots * 2.2)
+    # Rows too many wait in the engine, rows too few leave it idle: it starts with 32, and stays.
+    assert slots * 0.75 <= sum(late) / len(late) <= max(34, slots * 1.6)
 
 
-@pytest.mark.parametrize("slots", [4, 32, 100, 256])
+@pytest.mark.parametrize("slots", [4, 16, 32, 48, 100, 256])
 def test_what_is_lost_while_looking_is_little(slots: int) -> None:
     _, done = simulate(Concurrency(1024), slots=slots, seconds=300)
-    assert done >= 0.85 * slots * 300
+    assert done >= 0.95 * slots * 300
 
 
 def test_an_engine_that_takes_all_is_given_all() -> None:
@@ -88,7 +88,7 @@ def test_rows_that_come_slowly_teach_nothing() -> None:
     places = Concurrency(64)
     for row in range(2000):
         places.completed(float(row), 1, saturated=False)
-    assert places.limit == 16
+    assert places.limit == 32
 
 
 def test_an_engine_that_slows_down_gets_less() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-_START = 16.0
+_START = 32.0
 _FEWEST_SAMPLES = 16
 _WORTH = 0.25  # of the gain that more rows in flight would bring if nothing queued
 _STEP = 0.1
-_BACK_ON_LATENCY = 0.8
+_BACK_ON_LATENCY = 0.87
 _BACK_ON_REFUSAL = 0.5
 _SLOWED = 0.5
 _HOLD_WINDOWS = 8
@@ -19,9 +19,10 @@ _REFUSAL_WINDOW_S = 1.0
 class Concurrency:
     """Finds how many rows in flight an instance turns into more tokens a second.
 
-    Doubles at first, then adds a tenth at a time; goes back by a fifth where more in flight only
-    made each row slower, and by half where the instance refused (429, 503). By Little's law the
-    rows in flight are throughput times latency: if throughput does not follow, latency did.
+    Doubles at first, then adds a tenth at a time. Goes back where more in flight only made each row
+    slower: after a doubling to what it was before, else by an eighth; and by half where the
+    instance refused (429, 503). By Little's law the rows in flight are throughput times latency:
+    if throughput does not follow, latency did.
     In doubt it stays high: rows too many wait in the engine, rows too few leave it idle.
     """
 
@@ -70,9 +71,10 @@ class Concurrency:
         if before is not None and limit > before[0]:
             hoped = before[1] * (limit / before[0] - 1)
             if rate - before[1] < _WORTH * hoped:
+                back = before[0] if self._doubling else limit * _BACK_ON_LATENCY
                 self._doubling, self._hold = False, _HOLD_WINDOWS
                 self._before = None
-                self._move(now, limit * _BACK_ON_LATENCY)
+                self._move(now, back)
                 return
         elif before is not None and limit == before[0] and rate < before[1] * _SLOWED:
             self._doubling, self._hold = False, _HOLD_WINDOWS
