@@ -63,7 +63,7 @@ def test_an_engine_ends_with_whoever_holds_it(tmp_path: Path, and_its_children: 
     holder.wait()
     holder.stdout.close()
     until = time.monotonic() + PATIENCE_S
-    while listens(port):
+    while listens(port) or list(tmp_path.iterdir()):
         assert time.monotonic() < until
 
 
@@ -78,6 +78,13 @@ def test_an_engine_that_cannot_start_says_its_own_last_words(tmp_path: Path) -> 
     worker = EngineWorker()
     with pytest.raises(RuntimeError, match=r"before it was well: no such model$"):
         worker.start(("-c", "raise SystemExit('no such model')"), {}, "127.0.0.1", PATIENCE_S)
+    worker.stop()
+    slow = EngineWorker()
+    with pytest.raises(RuntimeError, match=r"was not well in 1 s: still loading$"):
+        slow.start(
+            ("-c", "import time; print('still loading', flush=True); time.sleep(60)"),
+            *({}, "127.0.0.1", 1.0),
+        )
     worker.stop()
 
 

@@ -28,14 +28,17 @@ _LAST_LINES = 15
 _LOG_READ = 1 << 20
 # Ends the engine's whole session when its standard input closes, which it does however the actor
 # that holds the other end dies. Ray kills the children of an actor that it ends, so the guard is a
-# child's child; the child between only hands on how it ended.
+# child's child; the child between only hands on how it ended. The engine's folder goes with it
+# where nobody is left to read its log.
 _GUARD = """
-import os, signal, subprocess, sys, threading, time
+import os, shutil, signal, subprocess, sys, threading, time
 guard = os.fork()
 if guard:
     status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
     os._exit(status if status >= 0 else 128 - status)
-engine = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+folder, *argv = sys.argv[1:]
+alone = threading.Event()
+engine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
 
 def end(number):
     try:
@@ -46,6 +49,7 @@ def end(number):
 def watch():
     while os.read(0, 1):
         pass
+    alone.set()
     end(signal.SIGTERM)
     time.sleep(10)
     end(signal.SIGKILL)
@@ -53,6 +57,8 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 status = engine.wait()
 end(signal.SIGKILL)
+if alone.is_set():
+    shutil.rmtree(folder, ignore_errors=True)
 os._exit(status if status >= 0 else 128 - status)
 """
 
@@ -78,7 +84,7 @@ class EngineWorker:
         words = [word.format(ip=ip, port=port) for word in argv]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                (sys.executable, "-c", _GUARD, sys.executable, *words),
+                (sys.executable, "-c", _GUARD, self._folder, sys.executable, *words),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -89,8 +95,8 @@ class EngineWorker:
             if self._process.poll() is not None:
                 raise RuntimeError(f"the engine ended before it was well: {self._last_words()}")
             if time.monotonic() > until:
-                self.stop()
                 words_now = self._last_words()
+                self.stop()
                 raise RuntimeError(f"the engine was not well in {ready_s:g} s: {words_now}")
             time.sleep(_LOOK_EVERY_S)
         return ip, port
