@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.docker import inspected
 from tests.support.scripted_hosts import ScriptedFleet, ScriptedHost
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
@@ -30,14 +31,14 @@ Run = Callable[..., Said]
 
 def image(id_: str, *references: str, layers: tuple[str, ...] = ("sha256:a", "sha256:b")) -> str:
     return json.dumps(
-        {
-            "id": id_,
-            "arch": "amd64",
-            "layers": layers,
-            "environment": ["PATH=/bin"],
-            "references": references,
-            "size": 3 * 1024 * 1024,
-        }
+        inspected(
+            id=id_,
+            arch="amd64",
+            layers=layers,
+            environment=["PATH=/bin"],
+            references=references,
+            size=3 * 1024 * 1024,
+        )
     )
 
 

@@ -34,7 +34,7 @@ case $1 in
   container) for one in "$home/containers"/*; do cat "$one"; done ;;
   image)
     arch=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
-    printf '{"id":"sha256:%064d","arch":"%s"}\n' 1 "$arch" ;;
+    printf '{"Id":"sha256:%064d","Architecture":"%s","Config":{}}\n' 1 "$arch" ;;
   logs) cat "$home/logs" ;;
   start) sed -i 's/exited/running/' "$home/containers/$2" ;;
   stop) ;;

@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from tests.support.docker import fake_docker
+from tests.support.docker import fake_docker, inspected
 from vllmdeploy.core.command import Result
 from vllmdeploy.tools import images
 from vllmdeploy.tools.images import Image, Store
 
 
 def test_an_image_is_read() -> None:
-    said = {
-        "id": "sha256:" + "ab" * 32,
-        "arch": "amd64",
-        "user": "vllm",
-        "layers": ["sha256:1"],
-        "environment": ["PATH=/bin", "PYTHONPATH=/opt/a:/opt/b"],
-        "labels": {"k": "v"},
-    }
+    said = inspected(
+        id="sha256:" + "ab" * 32,
+        arch="amd64",
+        user="vllm",
+        layers=["sha256:1"],
+        environment=["PATH=/bin", "PYTHONPATH=/opt/a:/opt/b"],
+        labels={"k": "v"},
+    )
     fact = images.image("-evil")
     assert fact.command.argv[-1] == "-evil"
     found = fact.parse(Result(0, json.dumps(said) + "\n"))
@@ -39,8 +39,15 @@ def test_an_image_is_read() -> None:
     assert found.short == "abababababab"
 
 
-def test_an_image_without_settings_is_read_too() -> None:
-    said = {"id": "i", "arch": None, "user": None, "layers": None, "environment": None}
+@pytest.mark.parametrize(
+    "said",
+    [
+        inspected(id="i", arch=None, user=None, layers=None, environment=None),
+        {"Id": "i", "Config": {}},
+        {"Id": "i", "Config": None, "RootFS": {"Type": "layers"}},
+    ],
+)
+def test_an_image_without_settings_is_read_too(said: dict[str, Any]) -> None:
     found = images.image("x").parse(Result(0, json.dumps(said)))
     assert found is not None
     assert replace(found, content="") == Image(id="i", arch="")
@@ -76,7 +83,7 @@ def shown(id_: str, **changes: Any) -> str:
         "references": ["vllm:1"],
         "size": 5,
     }
-    return json.dumps({**said, **changes})
+    return json.dumps(inspected(**{**said, **changes}))
 
 
 def read(text: str) -> Image:

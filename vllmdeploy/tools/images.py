@@ -49,24 +49,22 @@ class Image:
         return self.id == other.id or (bool(self.layers) and self.content == other.content)
 
 
-_FORMAT = (
-    '{"id":{{json .Id}},"arch":{{json .Architecture}},"user":{{json .Config.User}},'
-    '"layers":{{json .RootFS.Layers}},"environment":{{json .Config.Env}},'
-    '"labels":{{json .Config.Labels}},"command":{{json .Config.Cmd}},'
-    '"entrypoint":{{json .Config.Entrypoint}},"folder":{{json .Config.WorkingDir}},'
-    '"references":{{json .RepoTags}},"digests":{{json .RepoDigests}},"size":{{json .Size}}}'
-)
+# The whole of it: from 29 on Docker leaves out what an image does not set, and a format that names
+# such a field fails.
+_FORMAT = "{{json .}}"
 
 
 def _image(shown: Mapping[str, Any]) -> Image:
-    environment, layers = _texts(shown.get("environment")), _texts(shown.get("layers"))
-    arch, user = str(shown.get("arch") or ""), str(shown.get("user") or "")
-    labels = strings(shown.get("labels"))
-    ways = [_texts(shown.get("command")), _texts(shown.get("entrypoint"))]
-    folder = str(shown.get("folder") or "")
+    config = fields(shown.get("Config"))
+    environment = _texts(config.get("Env"))
+    layers = _texts(fields(shown.get("RootFS")).get("Layers"))
+    arch, user = str(shown.get("Architecture") or ""), str(config.get("User") or "")
+    labels = strings(config.get("Labels"))
+    ways = [_texts(config.get("Cmd")), _texts(config.get("Entrypoint"))]
+    folder = str(config.get("WorkingDir") or "")
     parts = [arch, user, layers, environment, *ways, folder, dict(labels)]
     return Image(
-        id=str(shown.get("id", "")),
+        id=str(shown.get("Id", "")),
         arch=arch,
         user=user,
         layers=layers,
@@ -74,9 +72,9 @@ def _image(shown: Mapping[str, Any]) -> Image:
             (one.partition("=")[2] for one in environment if one.startswith("PYTHONPATH=")), ""
         ),
         labels=labels,
-        references=_texts(shown.get("references")),
-        digests=_texts(shown.get("digests")),
-        size=count(shown.get("size")),
+        references=_texts(shown.get("RepoTags")),
+        digests=_texts(shown.get("RepoDigests")),
+        size=count(shown.get("Size")),
         content=fingerprint(parts),
     )
 
@@ -160,7 +158,7 @@ def _parse_store(result: Result) -> Store:
         return Store(problem=f"its images are not told: {last_line(result.output)}")
     free = next((count(one["free"]) for one in shown if "free" in one), None)
     return Store(
-        images=tuple(_image(one) for one in shown if "id" in one),
+        images=tuple(_image(one) for one in shown if "Id" in one),
         kind="containerd" if _CONTAINERD in str(head["driver"]) else "docker",
         free_bytes=None if free is None else free * 1024,
     )
