@@ -14,11 +14,23 @@ wanted_packages() {
     if [ "$rig" = no ]; then printf '%s\n' libnuma1 python3-venv; else grep -v '^#' scripts/packages.txt; fi
 }
 
+installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
 missing_packages() {
-    wanted_packages | while read -r package; do
-        status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-        [ "$status" = installed ] || printf '%s ' "$package"
+    wanted_packages | while read -r names; do
+        for package in $(printf '%s' "$names" | tr '|' ' '); do
+            if installed "$package"; then continue 2; fi
+        done
+        printf '%s ' "$names"
     done
+}
+
+# available NAME|NAME: the first that there is, else the last.
+available() {
+    for package in $(printf '%s' "$1" | tr '|' ' '); do
+        if apt-cache show "$package" >/dev/null 2>&1; then break; fi
+    done
+    printf '%s ' "$package"
 }
 
 install_packages() {
@@ -35,9 +47,9 @@ install_packages() {
     say "installing: $missing"
     apt-get update -qq || say "apt-get update complained; trying with the lists at hand"
     # Word splitting is wanted: one argument per package.
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing \
-        >/dev/null
+    # shellcheck disable=SC2046
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        $(for names in $missing; do available "$names"; done) >/dev/null
 }
 
 # A Python that can carry us: 3.10 to 3.13, with venv and pip.

@@ -18,6 +18,17 @@ from vllmdeploy.tools.firewall import Opening, applied
 from vllmdeploy.workflows.export_firewall import firewall_lines
 
 
+def compose() -> tuple[str, ...]:
+    """Docker's plugin, else the program of old; neither: empty."""
+    asked = subprocess.run(("sh", "-c", "docker compose version"), capture_output=True, check=False)
+    if asked.returncode == 0:
+        return ("docker", "compose")
+    return ("docker-compose",) if shutil.which("docker-compose") else ()
+
+
+COMPOSE = compose()
+
+
 def test_systemd_finds_nothing_wrong_with_the_exported_units(tmp_path: Path) -> None:
     export(tmp_path, "systemd", VLLM_PYTHON=sys.executable)
     for host in ("gpu-01", "gpu-02"):
@@ -50,7 +61,7 @@ def test_iptables_takes_the_exported_lines(tmp_path: Path) -> None:
 
 def composed(folder: Path) -> dict[str, dict[str, object]]:
     """The services as Compose itself has read them."""
-    words = ("docker-compose", "--file", str(folder / "compose.yaml"), "config")
+    words = (*COMPOSE, "--file", str(folder / "compose.yaml"), "config")
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     services: dict[str, dict[str, object]] = yaml.safe_load(done.stdout)["services"]
@@ -58,7 +69,7 @@ def composed(folder: Path) -> dict[str, dict[str, object]]:
 
 
 needs_compose = pytest.mark.skipif(
-    shutil.which("docker-compose") is None, reason="docker-compose is not installed"
+    not COMPOSE, reason="neither `docker compose` nor docker-compose is installed"
 )
 
 
