@@ -136,13 +136,16 @@ class Store:
 
 _LEAST_ID = 12
 _CONTAINERD = "io.containerd.snapshotter"
+# From 29 on `docker image ls` leaves out images without a name, as one is that was just loaded.
 _STORE = """
 status=$(docker info --format '{"driver":{{json .DriverStatus}},"root":{{json .DockerRootDir}}}') \\
   || exit
 printf '%s\\n' "$status"
 root=$(printf '%s' "$status" | sed 's/.*"root":"\\([^"]*\\)".*/\\1/')
 df -Pk "$root" 2>/dev/null | awk 'END { print "{\\"free\\":" $4 "}" }'
-ids=$(docker image ls --quiet --no-trunc | sort -u) || exit
+named=$(docker image ls --quiet --no-trunc) || exit
+unnamed=$(docker image ls --quiet --no-trunc --filter dangling=true) || exit
+ids=$(printf '%s\\n' "$named" "$unnamed" | sort -u)
 [ -n "$ids" ] || exit 0
 exec docker image inspect --format "$1" $ids
 """
