@@ -14,6 +14,7 @@ from tests.rig.host import Host
 from tests.rig.rig import Rig
 
 MiB = 1024 * 1024
+_WHEELS = Path("/usr/share/python-wheels")  # where Debian keeps those of its own Python
 _LAYER = """
 docker run --name making --network none "$1" sh -c "head -c $3 /dev/urandom > /$4" \
   && docker commit making "$2" && docker rm making
@@ -51,7 +52,8 @@ def staged(host: Host) -> list[Path]:
 
 
 _VLLM = """
-packages=/usr/local/lib/python3.11/dist-packages
+packages=$(python3 -c 'import sys; print("/usr/local/lib/python%d.%d" % sys.version_info[:2])')
+packages=$packages/dist-packages
 docker run --name making --network none "$1" sh -c "mkdir -p $packages/vllm \
   $packages/vllm-0.33.0.dist-info && touch $packages/vllm/__init__.py \
   && printf 'Metadata-Version: 2.1\\nName: vllm\\nVersion: 0.33.0\\n' \
@@ -66,14 +68,22 @@ def put_with_vllm(host: Host, name: str) -> str:
     return id_of(host, name)
 
 
-def wheels(folder: Path, version: str, *, python: str = "cp311") -> Path:
+def python_of(host: Host) -> tuple[int, int]:
+    """Of the rig's own image, which holds what the host has."""
+    said = host.sh("python3 -c 'import sys; print(*sys.version_info[:2])'").stdout.split()
+    return int(said[0]), int(said[1])
+
+
+def wheels(folder: Path, version: str, *, python: tuple[int, int]) -> Path:
     """A Ray that can say its version, with what the extra `default` needs, and a real pip."""
     folder.mkdir()
-    (pip,) = Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
+    own = Path(ensurepip.__file__).parent / "_bundled"
+    pip = next(found for place in (own, _WHEELS) for found in place.glob("pip-*.whl"))
     shutil.copy2(pip, folder)
     text = f"__version__ = {version!r}\n"
     extra = "Provides-Extra: default\nRequires-Dist: beside; extra == 'default'\n"
-    _wheel(folder, "ray", version, f"{python}-{python}-manylinux2014_x86_64", text, extra)
+    tag = f"cp{python[0]}{python[1]}"
+    _wheel(folder, "ray", version, f"{tag}-{tag}-manylinux2014_x86_64", text, extra)
     _wheel(folder, "beside", "1.0", "py3-none-any", "")
     return folder
 
