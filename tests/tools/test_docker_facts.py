@@ -172,7 +172,21 @@ def test_one_that_disappears_costs_no_other(
     assert ([one.id for one in listed.found], listed.problem) == (["f00"], "")
 
 
-FIELDS = st.sampled_from(["id", "state", "labels", "restarts", "environment", "layers", "uid"])
+FIELDS = st.sampled_from(
+    [
+        "id",
+        "state",
+        "labels",
+        "restarts",
+        "Id",
+        "Config",
+        "Env",
+        "Labels",
+        "RootFS",
+        "Layers",
+        "uid",
+    ]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(FIELDS, inner),

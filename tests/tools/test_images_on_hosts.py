@@ -12,7 +12,7 @@ import pytest
 from tests.support.docker import fake_docker, inspected
 from vllmdeploy.core.command import Result
 from vllmdeploy.tools import images
-from vllmdeploy.tools.images import Image, Store
+from vllmdeploy.tools.images import Held, Image, Store
 
 
 def test_an_image_is_read() -> None:
@@ -26,7 +26,7 @@ def test_an_image_is_read() -> None:
     )
     fact = images.image("-evil")
     assert fact.command.argv[-1] == "-evil"
-    found = fact.parse(Result(0, json.dumps(said) + "\n"))
+    found = fact.parse(Result(0, json.dumps(said) + "\n")).image
     assert found is not None
     assert replace(found, content="") == Image(
         id="sha256:" + "ab" * 32,
@@ -48,10 +48,25 @@ def test_an_image_is_read() -> None:
     ],
 )
 def test_an_image_without_settings_is_read_too(said: dict[str, Any]) -> None:
-    found = images.image("x").parse(Result(0, json.dumps(said)))
+    found = images.image("x").parse(Result(0, json.dumps(said))).image
     assert found is not None
     assert replace(found, content="") == Image(id="i", arch="")
-    assert images.image("x").parse(Result(1, "", "Error: No such image: x")) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (Result(1, "[]\n", "Error response from daemon: No such image: x"), ""),
+        (Result(1), ""),  # not asked, since nothing else of Docker answers
+        (
+            Result(1, "", 'template: :1:70: <.Config.User>: no entry for key "User"'),
+            'docker image inspect: template: :1:70: <.Config.User>: no entry for key "User"',
+        ),
+        (Result(124, timed_out=True), "`docker image inspect` hangs"),
+    ],
+)
+def test_only_dockers_own_no_means_that_an_image_is_not_there(result: Result, problem: str) -> None:
+    assert images.image("x").parse(result) == Held(problem=problem)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +102,7 @@ def shown(id_: str, **changes: Any) -> str:
 
 
 def read(text: str) -> Image:
-    found = images.image("x").parse(Result(0, text))
+    found = images.image("x").parse(Result(0, text)).image
     assert found is not None
     return found
 

@@ -116,12 +116,15 @@ def _first_look(
     supervised = cast("tuple[FoundNode, ...]", said.pop("supervised", ()))
     ours = tuple(node for node in supervised if node.cluster in ("", wanted.cluster))
     listed: docker.Containers = said.pop("containers", docker.Containers())
+    held: images.Held = said.pop("image", images.Held())
     if "cards" in said:
         said["cards"] = registry.completed(cast("CardReport", said["cards"]), choice)
-    looked = replace(found, **said, supervised=ours, containers=listed.found)
-    if listed.problem and not looked.engine.problem:
-        # A container that is not seen might be made twice, so this counts as no engine.
-        return replace(looked, engine=replace(looked.engine, problem=listed.problem))
+    looked = replace(found, **said, supervised=ours, containers=listed.found, image=held.image)
+    problem = listed.problem or held.problem
+    if problem and not looked.engine.problem:
+        # A container that is not seen might be made twice, and an image be pulled over one that is
+        # there, so this counts as no engine.
+        return replace(looked, engine=replace(looked.engine, problem=problem))
     return looked
 
 

@@ -84,12 +84,26 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in found if isinstance(text, str))
 
 
-def _parse_image(result: Result) -> Image | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The image that a host has under a name; with a `problem` it may be there all the same."""
+
+    image: Image | None = None
+    problem: str = ""
+
+
+def _parse_image(result: Result) -> Held:
     shown = json_line(result.stdout)
-    return None if shown is None else _image(shown)
+    if shown is not None:
+        return Held(image=_image(shown))
+    if result.timed_out:
+        return Held(problem="`docker image inspect` hangs")
+    if result.ok or not result.stderr or "no such image" in result.stderr.lower():
+        return Held()
+    return Held(problem=f"docker image inspect: {last_line(result.stderr)}")
 
 
-def image(reference: str) -> Fact[Image | None]:
+def image(reference: str) -> Fact[Held]:
     return Fact(
         name="docker image",
         program="docker",

@@ -13,6 +13,7 @@ from vllmdeploy.core.plan import Draft, Plan, Run, Step
 from vllmdeploy.effects import template
 from vllmdeploy.effects.ask import ask_access, ask_one
 from vllmdeploy.effects.build_context import feed, wheels_in
+from vllmdeploy.effects.shell import Shell
 from vllmdeploy.effects.transfer_pull import HostShell
 from vllmdeploy.errors import CommandFailed, PreflightRefused, UsageError
 from vllmdeploy.plan import image_build
@@ -66,9 +67,16 @@ def look_at(session: Session, options: Options) -> Job:
     if engine.problem:
         raise PreflightRefused([f"{host.name}: {engine.problem}"])
     reference = options.reference or _usual(session, host, cpu=options.cpu)
-    base = ask_one(shell, images.image(reference), way)
+    base = _held(shell, reference, way)
     job = Job(host=host, access=way, options=options, reference=reference, base=base, wheels=wheels)
     return _decided(session, job, base) if base is not None else job
+
+
+def _held(shell: Shell, reference: str, way: Access) -> Image | None:
+    held = ask_one(shell, images.image(reference), way)
+    if held.problem:
+        raise CommandFailed(shell.host, "docker image inspect", 1, held.problem, doing="looking")
+    return held.image
 
 
 def _host(session: Session, name: str) -> Host:
@@ -157,7 +165,7 @@ def carry_out(session: Session, job: Job) -> Image:
     shell.run(job.access.of(images.prune_stage()))
     hint = "`docker build` said more on that host" if result.timed_out else ""
     check(job.host.name, command, result, doing=f"building {build.tag}", hint=hint)
-    made = ask_one(shell, images.image(build.tag), job.access)
+    made = _held(shell, build.tag, job.access)
     if made is None:
         raise CommandFailed(job.host.name, "docker build", 1, f"there is no {build.tag} after it")
     wrong = image_build.wrong(build, base, made, job.contents, _contents(session, job, made))
