@@ -8,7 +8,9 @@ from typing import Literal
 
 from vllmdeploy.config.settings import Loaded
 from vllmdeploy.errors import PreflightRefused, UsageError
-from vllmdeploy.plan.export import Exported, compose_files, units
+from vllmdeploy.plan.export import Exported
+from vllmdeploy.plan.export_compose import compose_files
+from vllmdeploy.plan.export_units import units
 from vllmdeploy.plan.instances_decide import decide_instances
 from vllmdeploy.plan.instances_wanted import FoundInstances, InstancesWanted
 from vllmdeploy.plan.service_gateway_node import GatewayWanted
