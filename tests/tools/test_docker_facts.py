@@ -14,6 +14,14 @@ from vllmdeploy.core.command import Result
 from vllmdeploy.tools import docker, image_probe, images
 from vllmdeploy.tools.docker import Container, Containers, Engine
 
+# As Docker 29.1 says it.
+DOWN_29 = (
+    "failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is correct"
+    " and if the daemon is running: dial unix /var/run/docker.sock: connect: no such file or directory"
+)
+DENIED_29 = (
+    "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"
+)
 DOWN = (
     "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."
     " Is the docker daemon running?"
@@ -67,6 +75,17 @@ def version(text: str) -> Result:
         (
             Result(1, "", DOWN),
             Engine(problem="the Docker daemon is not running (systemctl start docker)"),
+        ),
+        (
+            Result(1, "", DOWN_29),
+            Engine(problem="the Docker daemon is not running (systemctl start docker)"),
+        ),
+        (
+            Result(1, "", DENIED_29),
+            Engine(
+                problem="no right to use Docker: add the user to the group docker"
+                " (sudo usermod -aG docker USER), or set SUDO=auto with sudo rights"
+            ),
         ),
         (
             Result(124, timed_out=True),

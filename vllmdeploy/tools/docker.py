@@ -149,7 +149,10 @@ _ENGINE_PROBLEMS = (
         "no right to use Docker: add the user to the group docker"
         " (sudo usermod -aG docker USER), or set SUDO=auto with sudo rights",
     ),
-    ("cannot connect to the docker", "the Docker daemon is not running (systemctl start docker)"),
+    *(
+        (sign, "the Docker daemon is not running (systemctl start docker)")
+        for sign in ("cannot connect to the docker", "failed to connect to the docker api")
+    ),
 )
 
 
