@@ -16,8 +16,9 @@ from vllmdeploy.tools.docker import Container, Containers, Engine
 
 # As Docker 29.1 says it.
 DOWN_29 = (
-    "failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is correct"
-    " and if the daemon is running: dial unix /var/run/docker.sock: connect: no such file or directory"
+    "failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is"
+    " correct and if the daemon is running: dial unix /var/run/docker.sock: connect: no such file"
+    " or directory"
 )
 DENIED_29 = (
     "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"
