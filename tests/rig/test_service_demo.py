@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.rig.service_engine import need_engine
+from vllmdeploy.cli.context import World
 from vllmdeploy.core.layout import SYSTEM_STATE_ROOT
+from vllmdeploy.workflows.demo import demo_files, engine_of, keep_logs
 
 
 def test_the_demo_answers_and_leaves_nothing(tmp_path: Path) -> None:
@@ -32,3 +38,20 @@ def test_the_demo_answers_and_leaves_nothing(tmp_path: Path) -> None:
     assert not Path(SYSTEM_STATE_ROOT, "demo").exists()
     listed = subprocess.run(("ps", "-eo", "args"), capture_output=True, text=True, check=True)
     assert f"{SYSTEM_STATE_ROOT}/demo/" not in listed.stdout
+
+
+def test_logs_are_kept_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    here = World(config=demo_files(tmp_path, engine_of(tmp_path)), environ={})
+    state = Path(SYSTEM_STATE_ROOT, "demo")
+    with here.session(here.loaded()) as session:
+        assert keep_logs(session) is None
+        assert not list(tmp_path.glob("vllmdeploy-demo-logs-*"))
+        (state / "logs/node").mkdir(parents=True)
+        try:
+            (state / "logs/node/engine.log").write_text("why")
+            kept = keep_logs(session)
+        finally:
+            shutil.rmtree(state)
+    assert kept is not None
+    assert (kept / "node/engine.log").read_text() == "why"

@@ -6,7 +6,7 @@ import shlex
 import socket
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,12 +121,17 @@ def serve(session: Session, on_event: OnEvent) -> ServicePlan:
 
 
 def keep_logs(session: Session) -> Path | None:
-    """What a demo that failed leaves behind, since everything else of it goes."""
-    head = session.lead.name
-    way = cluster.head_access(session)
+    """What a demo that failed leaves behind, since everything else of it goes; None where it came
+    to no logs."""
     kept = Path(tempfile.mkdtemp(prefix="vllmdeploy-demo-logs-"))
-    copy = Command(("cp", "-R", "--", f"{way.layout.root}/logs/.", str(kept)), root=True)
-    return kept if session.shells[head].run(way.of(copy)).ok else None
+    with suppress(VllmdeployError):
+        way = cluster.head_access(session)
+        copy = Command(("cp", "-R", "--", f"{way.layout.root}/logs/.", str(kept)), root=True)
+        session.shells[session.lead.name].run(way.of(copy))
+    if any(kept.iterdir()):
+        return kept
+    kept.rmdir()
+    return None
 
 
 def take_down(session: Session, on_event: OnEvent) -> None:
