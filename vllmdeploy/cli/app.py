@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from vllmdeploy.cli import (
     trust,
 )
 from vllmdeploy.cli.context import World
+from vllmdeploy.cli.fitted import fitted, meant
 from vllmdeploy.errors import EXIT_INTERRUPTED, UsageError, VllmdeployError
 
 app = typer.Typer(
@@ -48,6 +50,8 @@ app = typer.Typer(
 
 # Options of the whole program with the number of values that follow them.
 _EVERYWHERE = {"--config": 1, "--nodes": 1, "--json": 0}
+# Set by a shell that asks how a line could go on.
+_COMPLETING = "_VLLMDEPLOY_COMPLETE"
 
 
 def _version(wanted: bool) -> None:
@@ -108,7 +112,8 @@ def hoisted(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None, world: World | None = None) -> None:
     try:
         arguments = hoisted(sys.argv[1:] if argv is None else argv)
-        app(args=arguments, prog_name="vllmdeploy", obj=world)
+        program = app if _COMPLETING in os.environ else fitted(app, meant(arguments, _EVERYWHERE))
+        program(args=arguments, prog_name="vllmdeploy", obj=world)
     except VllmdeployError as error:
         output.error(error)
         raise SystemExit(error.exit_code) from None
