@@ -6,6 +6,7 @@ import ensurepip
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def staged(host: Host) -> list[Path]:
     """The pieces of images that lie on a host."""
     folder = host.disk.root / "var/lib/vllmdeploy/vllm/images"
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def staged_bytes(host: Host) -> int:
+    """Of a push that goes on: what it has just taken away counts nothing."""
+    found = 0
+    for path in staged(host):
+        with suppress(FileNotFoundError):
+            found += path.stat().st_size
+    return found
 
 
 _VLLM = """
