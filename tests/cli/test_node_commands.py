@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,10 +91,10 @@ def test_a_token_may_come_from_stdin(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "token: "),
+        (None, "token: No such file or directory\n"),
         (b"short", "token does not hold a Ray token"),
         (b"with space in it", "token does not hold a Ray token"),
-        (b"\xff\xfe", "token: "),
+        (b"\xff\xfe", "token does not hold a Ray token"),
     ],
 )
 def test_a_file_that_holds_no_token_is_said(
@@ -120,3 +122,64 @@ def test_without_tokens_none_is_asked_for(host: ScriptedHost, run: Run) -> None:
     code, _, err = run("worker", "10.7.0.9", "--yes")
     assert code == 0, err
     assert "RAY_AUTH_MODE=disabled" in host.container_argv
+
+
+@pytest.mark.parametrize(
+    ("head_ip", "words"),
+    [
+        ("root@10.7.0.9", "HEAD_IP: 'root@10.7.0.9' is not an IP address"),
+        ("10.7.0.9:6379", "HEAD_IP: '10.7.0.9:6379' is not an IP address"),
+        ("gpu-01", "HEAD_IP: 'gpu-01' is not an IP address"),
+        ("10.7.0.9 --block", "is not an IP address"),
+        ("10.7.0.1", "10.7.0.1 is an address of this machine"),
+        ("127.0.0.1", "127.0.0.1 is an address of this machine"),
+    ],
+)
+def test_what_is_no_address_of_another_host_is_no_head(
+    host: ScriptedHost, run: Run, head_ip: str, words: str
+) -> None:
+    Path("token").write_text(TOKEN, "utf-8")
+    code, _, err = run("worker", head_ip, "--token-file", "token", "--yes")
+    assert (code, host.changes) == (2, [])
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("Connection refused", "connection refused"), ("No route to host", "No route to host")],
+)
+def test_no_worker_is_made_where_no_head_answers(
+    host: ScriptedHost, run: Run, words: str, reason: str
+) -> None:
+    host.program("bash", f"#!/bin/sh\necho 'bash: connect: {words}' >&2\nexit 1\n")
+    Path("token").write_text(TOKEN, "utf-8")
+    silent = f"no Ray head at 10.7.0.9:6379: {reason}"
+    code, out, err = run("worker", "10.7.0.9", "--token-file", "token", "--dry-run")
+    assert (code, "docker run --detach" in out) == (0, True)
+    assert f"note: {silent}" in err
+    code, _, err = run("worker", "10.7.0.9", "--token-file", "token", "--yes")
+    assert (code, host.changes) == (6, [])
+    assert f"here: {silent}" in err.replace(socket.gethostname(), "here")
+    assert "-> run `vllmdeploy head` there first" in err
+
+
+def test_a_worker_that_knows_of_no_other_host_speaks_for_itself(
+    host: ScriptedHost, run: Run
+) -> None:
+    (host.folder / "logs").write_text("from the worker\n", "utf-8")
+    Path("token").write_text(TOKEN, "utf-8")
+    code, _, err = run("worker", "10.7.0.9", "--token-file", "token", "--yes")
+    assert code == 0, err
+    made = host.changes
+    said = host.state / "run" / "vllm-ray-worker" / "status.json"
+    said.write_text('{"ray": {"state": "running"}}', "utf-8")
+
+    code, out, _ = run("status")
+    assert (code, re.search("worker +ready", out) is not None) == (0, True), out
+    code, out, err = run("logs")
+    assert (code, out.endswith("| from the worker\n")) == (0, True), err
+    assert host.docker[-1].endswith("vllm-ray-worker ")
+    for argv in (("up", "--yes"), ("head", "--yes")):
+        code, _, err = run(*argv)
+        assert (code, host.changes) == (6, made)
+        assert "vllm-ray-worker is here, a worker of a head on another machine" in err

@@ -126,3 +126,18 @@ def test_hosts_that_answer_are_recorded_even_if_another_does_not(
     result = run("--yes")
     assert isinstance(result.exception, HostUnreachable)
     assert Path("ours/known_hosts").read_text("utf-8").count("\n") == 1
+
+
+def test_a_host_may_be_named_that_no_file_lists(servers: tuple[Sshd, Sshd]) -> None:
+    one, two = servers
+    nodes(one)
+    result = run(f"root@127.0.0.1:{two.port}", "--yes")
+    assert result.exception is None, result.output
+    recorded = Path("ours/known_hosts").read_text("utf-8")
+    assert recorded == f"[127.0.0.1]:{two.port} {two.host_key()}\n"
+
+
+def test_a_name_that_is_no_host_is_refused() -> None:
+    result = run("gpu 1", "--yes")
+    assert isinstance(result.exception, UsageError)
+    assert "is not a host name or IP address" in str(result.exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -30,11 +31,12 @@ def rig() -> Generator[Rig]:
     fleet.remove()
 
 
-def _install(host: Host, head: Host, worker: Host, **settings: str) -> None:
-    """Our command line on a host that has Python and our dependencies, and the two files."""
+def _install(host: Host, **settings: str) -> None:
+    """Our command line on a host that has Python and our dependencies, and the two files, which
+    know of no other host."""
     host.sh(f"mkdir -p {SOURCES}/vllmdeploy {FILES}")
     base.tar_into(WORKTREE / "vllmdeploy", host.enter("tar", "-x", "-C", f"{SOURCES}/vllmdeploy"))
-    nodes = f"{head.ip} head=yes ray_gpus=2\n{worker.ip} ray_gpus=2\n"
+    nodes = f"{host.ip} head=yes ray_gpus=2\n"
     keys = "".join(f"{key}='{value}'\n" for key, value in settings.items())
     for name, text in (("worker_nodes.txt", nodes), ("config.env", keys)):
         host.sh(f"cat >{FILES}/{name}", stdin=text.encode())
@@ -45,6 +47,14 @@ def _runs(host: Host, *argv: str, stdin: str = "") -> Answer:
     line = f'cd {FILES} && PYTHONPATH={SOURCES} exec "$@"'
     program = (f"{sys.prefix}/bin/python", "-m", "vllmdeploy")
     return host.sh(line, *program, *argv, stdin=stdin.encode(), limit_s=180, check=False)
+
+
+def _status(host: Host) -> tuple[str, str]:
+    """What the host says of itself."""
+    said = _runs(host, "status", "--json")
+    assert said.status == 0, said.stderr
+    (row,) = json.loads(said.stdout)["hosts"]
+    return row["role"], row["state"]
 
 
 def _reports(rig: Rig, head: Host, wanted: dict[str, int]) -> None:
@@ -64,9 +74,6 @@ def test_a_head_and_a_worker_that_were_brought_up_on_the_hosts_themselves_are_on
     for host in (head, worker):
         _install(
             host,
-            head,
-            worker,
-            HEAD_HOST=head.ip,
             IMAGE=rig.image,
             ACCELERATOR="cpu",
             SHM_SIZE="64m",
@@ -76,14 +83,21 @@ def test_a_head_and_a_worker_that_were_brought_up_on_the_hosts_themselves_are_on
     assert (first.status, first.stdout) == (0, f"vllmdeploy worker {head.ip}\n"), first.stderr
     token = head.sh(f"cat {TOKEN}").stdout
     assert token not in first.stdout + first.stderr
-    second = _runs(worker, "worker", head.ip, worker.ip, "--token-file", "-", "--yes", stdin=token)
+    joining = ("worker", head.ip, worker.ip, "--token-file", "-", "--yes")
+    second = _runs(worker, *joining, stdin=token)
     assert second.status == 0, second.stderr
+    assert "nothing to do" in _runs(worker, *joining, stdin=token).stderr
+    assert _status(worker) == ("worker", "ready")
+    assert "ray start" in _runs(worker, "logs").stdout
+    refused = _runs(worker, "up", "--yes")
+    assert (refused.status, _status(worker)) == (6, ("worker", "ready")), refused.stderr
 
     _reports(rig, head, cards((head, worker)))
     assert worker.sh(f"cat {TOKEN}; stat -c %a {TOKEN}").stdout == f"{token}600\n"
     assert node(worker).labels["vllmdeploy.role"] == "ray-worker"
     for host in (worker, head):
-        host.sh("docker rm -f $(docker ps -aq)")
+        gone = _runs(host, "down", "--forget", "--yes")
+        assert gone.status == 0, gone.stderr
         host.sh(f"rm -rf {STATE} {SOURCES} {FILES}")
     look.assert_nothing_left(rig, before)
 

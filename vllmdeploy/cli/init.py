@@ -20,6 +20,8 @@ _QUESTIONS = {
     "ACCELERATOR": ("Kind of cards, or auto", "auto"),
     "IMAGE": ("Image; empty is the accelerator's usual one", ""),
 }
+_NEXT_BY_SSH = "vllmdeploy trust (records the hosts' SSH keys), then vllmdeploy plan"
+_NEXT_HERE = "vllmdeploy plan; or from host to host, vllmdeploy head and vllmdeploy worker HEAD_IP"
 
 
 def init(
@@ -76,7 +78,8 @@ def init(
     if wanted.json:
         output.document({"written": [str(config), str(nodes_path)]})
     output.say(f"wrote {config} and {nodes_path}")
-    output.say("next: vllmdeploy trust (records the hosts' SSH keys), then vllmdeploy plan")
+    others = workers or answers.get("HEAD_HOST")
+    output.say(f"next: {_NEXT_BY_SSH if others else _NEXT_HERE}")
 
 
 def _asked() -> tuple[dict[str, str], list[str]]:

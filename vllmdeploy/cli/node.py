@@ -12,11 +12,17 @@ from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import carry_out, show_plan
 from vllmdeploy.cli.cluster import DryRun, Yes
 from vllmdeploy.cli.context import terminal, world
-from vllmdeploy.errors import UsageError
+from vllmdeploy.errors import PreflightRefused, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllmdeploy.config.settings import Settings
+    from vllmdeploy.core.plan import Plan
+    from vllmdeploy.plan.observed import FoundHost
     from vllmdeploy.workflows.session import Session
+
+_NO_HEAD = "run `vllmdeploy head` there first; a firewall between the two must let RAY_PORT through"
 
 Ip = Annotated[str | None, typer.Argument(help="This host's address for the others.")]
 
@@ -93,17 +99,48 @@ def worker(
 
     here = world(context).on(this_machine)
     loaded = per_host.as_worker(here.loaded(), ip)
+    head_ip = _address(head_ip)
     token = _token(loaded.settings, head_ip, token_file)
     with here.session(loaded) as session:
         (name,) = session.shells
+
+        def decide(session: Session, found: Mapping[str, FoundHost]) -> Plan:
+            return per_host.decide_worker(session, found[name], head_ip, token)
+
         if dry_run:
-            found = session.look_at_all()[name]
-            show_plan(here, per_host.decide_worker(session, found, head_ip, token))
+            found = session.look_at_all()
+            decided = decide(session, found)
+            if silence := per_host.head_silence(session, name, decided, head_ip):
+                output.say(f"note: {silence}")
+            show_plan(here, decided)
             return
         with cluster.locked(session, f"worker {head_ip}") as stop:
-            found = session.look_at_all()[name]
-            decided = per_host.decide_worker(session, found, head_ip, token)
-            carry_out(here, session, decided, "worker", stop, yes=yes)
+            found = session.look_at_all()
+            decided = decide(session, found)
+            if silence := per_host.head_silence(session, name, decided, head_ip):
+                raise PreflightRefused([f"{name}: {silence}"], hint=_NO_HEAD)
+            carry_out(
+                here,
+                session,
+                decided,
+                "worker",
+                stop,
+                yes=yes,
+                prepare=lambda say: cluster.decide_with_images(
+                    session, found, say, stop, decide=decide
+                ),
+            )
+
+
+def _address(text: str) -> str:
+    from vllmdeploy.config.readers import ip_address
+
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"HEAD_IP: {error}", hint="take the address that `vllmdeploy head` printed there"
+        ) from error
 
 
 def _token(settings: Settings, head_ip: str, source: str | None) -> str:
@@ -117,6 +154,8 @@ def _token(settings: Settings, head_ip: str, source: str | None) -> str:
         path = Path(source)
         try:
             return checked_token(path.read_text("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: {error}") from error
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} does not hold a Ray token") from error
     return fetch_token(settings, head_ip, ask=output.ask_password if terminal() else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +21,14 @@ _STATES = {"known": "known", "unknown": "new", "changed": "CHANGED", "revoked": 
 
 def trust(
     context: typer.Context,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[HOST]...",
+            help="Only these: names in worker_nodes.txt, or any [user@]host[:port]. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Record new keys without asking.")] = False,
     forget: Annotated[
@@ -42,7 +50,8 @@ def trust(
     if forget:
         _forget(forget, loaded.fleet.everyone, ssh)
         return
-    remote = [host for host in loaded.fleet.everyone if not is_this_machine(host)]
+    wanted = [*_named(hosts, loaded.fleet.everyone)] if hosts else loaded.fleet.everyone
+    remote = [host for host in wanted if not is_this_machine(host)]
     if not remote:
         output.say("every host is this machine: there is no key to record")
     to_ask, failures = waves(remote, ssh)
@@ -52,6 +61,22 @@ def trust(
     if given.json:
         output.document({"hosts": [_document(answer) for answer in seen]})
     _raise_worst(seen)
+
+
+def _named(texts: Sequence[str], fleet: Sequence[Host]) -> Iterator[Host]:
+    """A host that no file lists has a key too: the head, for who goes from host to host."""
+    from vllmdeploy.config.places import place
+    from vllmdeploy.core.host import Host
+
+    for text in dict.fromkeys(texts):
+        try:
+            there = place(text)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        listed = next((host for host in fleet if host.name == there.name), None)
+        yield listed or Host(
+            name=there.name, address=there.address, user=there.user, port=there.port
+        )
 
 
 def _meet(

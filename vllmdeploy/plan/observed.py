@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vllmdeploy.core.card import CardReport
-from vllmdeploy.core.host import Host
+from vllmdeploy.core.host import Fleet, Host
 from vllmdeploy.core.reading import whole
 from vllmdeploy.core.spec import (
     CARDS_LABEL,
@@ -48,6 +48,15 @@ class FoundNode:
     restarts: int = 0
     stands_in_for: str = ""
     """The dead host whose place this one's spare host took."""
+
+
+def lone_worker(fleet: Fleet, found: FoundHost, cluster: str) -> FoundNode | None:
+    """The node that `vllmdeploy worker` made on a host which knows of no other: its head is on
+    another machine and in no settings of this one."""
+    if len(fleet.hosts) != 1:
+        return None
+    nodes = {node.role: node for node in found.ours(cluster)}
+    return None if "ray-head" in nodes else nodes.get("ray-worker")
 
 
 def labelled_node(

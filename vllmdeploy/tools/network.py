@@ -148,7 +148,8 @@ for ip do
     esac
     case $status:$said in
       127:*) echo "$ip unknown" ;;
-      0:*|*refused*) echo "$ip yes" ;;
+      0:*) echo "$ip yes" ;;
+      *refused*) echo "$ip yes connection refused" ;;
       124:*) echo "$ip no timed out" ;;
       *) said=$(printf '%s' "$said" | tail -n 1); echo "$ip no ${said##*: }" ;;
     esac
@@ -165,6 +166,17 @@ def reach(ips: Sequence[str], port: int) -> Fact[dict[str, str]]:
     An address that could not be tried (no bash, no python3) is left out.
     """
     return Fact(name="reach", command=_reach(ips, port), parse=_parse_reach)
+
+
+def accepts(ip: str, port: int) -> Fact[str]:
+    """Why nothing accepts connections there; an empty text where something does, or where that
+    could not be tried."""
+
+    def parse(result: Result) -> str:
+        _, _, said = result.stdout.strip().partition(" ")
+        return "" if said in ("yes", "unknown") else said.split(" ", 1)[-1] or "no connection"
+
+    return Fact(name="accepts", command=_reach((ip,), port), parse=parse)
 
 
 def _reach(ips: Sequence[str], port: int) -> Command:

@@ -15,12 +15,12 @@ from vllmdeploy.effects import lock
 from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.audit import Tally, record
 from vllmdeploy.effects.execute import OnEvent, Outcome, StepOutcome, Stop, execute
-from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.errors import PreflightRefused, VllmdeployError
 from vllmdeploy.plan.down import plan_down
 from vllmdeploy.plan.group import GroupPlan, decide_group
 from vllmdeploy.plan.image_pull import plan_pulls
 from vllmdeploy.plan.node_steps import Payload
-from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.observed import FoundHost, lone_worker
 from vllmdeploy.plan.service_gateways import fronts_alone
 from vllmdeploy.plan.spares import Lineup, lineup, retire
 from vllmdeploy.plan.up import plan_up
@@ -37,6 +37,7 @@ _PULLS = 2
 def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
     """The plan that brings the fleet up from what was found on it."""
     lined = lineups(session, found)
+    _refuse_lone_workers(session, found)
     groups = decide_groups(session, found)
     payload = Payload(package=session.package[0], token=_token(session, found))
     plan = plan_up(session.wanted, groups, payload, session.supervisor)
@@ -48,6 +49,17 @@ def decide_up(session: Session, found: Mapping[str, FoundHost]) -> Plan:
                 f"{spare} takes the place of {one.standing_in[spare]}, which does not answer"
             )
     return draft.finished()
+
+
+def _refuse_lone_workers(session: Session, found: Mapping[str, FoundHost]) -> None:
+    for name, host in found.items():
+        node = lone_worker(session.fleet, host, session.wanted.cluster)
+        if node is not None:
+            raise PreflightRefused(
+                [f"{name}: {node.name} is here, a worker of a head on another machine"],
+                hint="`vllmdeploy worker HEAD_IP` brings it up to date; `vllmdeploy down`, and then"
+                " this machine can be a head",
+            )
 
 
 Deciding = Callable[[Session, Mapping[str, FoundHost]], Plan]

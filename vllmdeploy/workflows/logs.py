@@ -10,6 +10,7 @@ from vllmdeploy.core.host import Fleet, Host
 from vllmdeploy.effects.ask import ask_access
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import UsageError, VllmdeployError
+from vllmdeploy.plan.observed import FoundHost, lone_worker
 from vllmdeploy.plan.service_gateway_node import gateway_name
 from vllmdeploy.workflows.session import Session
 
@@ -56,4 +57,14 @@ def show_logs(
 def _node(session: Session, host: Host) -> str:
     if host in session.fleet.fronts:
         return gateway_name(session.wanted)
-    return f"{session.wanted.cluster}-ray-{'head' if host.head else 'worker'}"
+    role = "worker" if not host.head or _is_lone_worker(session, host) else "head"
+    return f"{session.wanted.cluster}-ray-{role}"
+
+
+def _is_lone_worker(session: Session, host: Host) -> bool:
+    if len(session.fleet.hosts) != 1:
+        return False
+    found = session.look(for_plan=False, cards=False)[host.name]
+    return isinstance(found, FoundHost) and bool(
+        lone_worker(session.fleet, found, session.wanted.cluster)
+    )

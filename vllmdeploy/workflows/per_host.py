@@ -12,15 +12,15 @@ from vllmdeploy.config.settings import Loaded, Settings
 from vllmdeploy.core.command import check
 from vllmdeploy.core.host import DEFAULT_GROUP, Fleet, Host
 from vllmdeploy.core.plan import Plan
-from vllmdeploy.effects.ask import ask_access
+from vllmdeploy.effects.ask import ask_access, ask_one
 from vllmdeploy.effects.connect import is_this_machine
-from vllmdeploy.errors import PreflightRefused, UsageError
+from vllmdeploy.errors import HostError, HostKeyUnknown, PreflightRefused, UsageError
 from vllmdeploy.plan.group import decide_group
 from vllmdeploy.plan.network import Place
 from vllmdeploy.plan.node_steps import Payload
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.up import plan_worker
-from vllmdeploy.tools import access, files
+from vllmdeploy.tools import access, files, network
 from vllmdeploy.workflows.connecting import connect_all
 from vllmdeploy.workflows.session import Session
 
@@ -46,6 +46,11 @@ def _alone(loaded: Loaded, ip: str | None, *, head: bool) -> Loaded:
 
 
 def decide_worker(session: Session, found: FoundHost, head_ip: str, token: str) -> Plan:
+    if head_ip == "127.0.0.1" or found.links.with_ip(head_ip):
+        raise UsageError(
+            f"{head_ip} is an address of this machine; a worker joins another machine's head",
+            hint="`vllmdeploy head` makes this machine a head",
+        )
     group = decide_group(
         session.wanted,
         found.host.group,
@@ -61,6 +66,15 @@ def decide_worker(session: Session, found: FoundHost, head_ip: str, token: str) 
     return replace(plan, notes=group.notes)
 
 
+def head_silence(session: Session, name: str, decided: Plan, head_ip: str) -> str:
+    """Why what is decided would wait for its head; an empty text where it would not."""
+    settings = session.settings
+    if settings.executor == "mp" or not decided.steps:
+        return ""
+    reason = ask_one(session.shells[name], network.accepts(head_ip, settings.ray_port))
+    return f"no Ray head at {head_ip}:{settings.ray_port}: {reason}" if reason else ""
+
+
 def checked_token(text: str, source: str) -> str:
     token = text.strip()
     if len(token) < LEAST_TOKEN or not token.isascii() or any(map(str.isspace, token)):
@@ -73,7 +87,7 @@ def fetch_token(settings: Settings, head_ip: str, *, ask: Callable[[str], str] |
     head = Host(name=head_ip, address=head_ip, head=True)
     shells, failures = connect_all([head], settings, ask=ask)
     if head_ip in failures:
-        raise failures[head_ip]
+        raise _not_fetched(failures[head_ip])
     shell = shells[head_ip]
     try:
         cluster = settings.cluster_name
@@ -85,3 +99,15 @@ def fetch_token(settings: Settings, head_ip: str, *, ask: Callable[[str], str] |
         return checked_token(result.stdout, f"{head_ip}:{way.layout.ray_token}")
     finally:
         shell.close()
+
+
+def _not_fetched(failure: HostError) -> HostError:
+    """What to do next differs here: the head is no host of this machine's settings."""
+    if not isinstance(failure, HostKeyUnknown):
+        return failure
+    return HostKeyUnknown(
+        failure.host,
+        failure.message.removeprefix(f"{failure.host}: "),
+        hint=f"`vllmdeploy trust {failure.host}` shows the key and records it; or copy the head's"
+        " ray_token to here and add --token-file FILE, which needs no SSH",
+    )

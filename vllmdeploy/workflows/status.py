@@ -9,7 +9,7 @@ from typing import Any
 from vllmdeploy.core.host import Host
 from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan.instances_known import Known
-from vllmdeploy.plan.observed import FoundHost, FoundNode
+from vllmdeploy.plan.observed import FoundHost, FoundNode, lone_worker
 from vllmdeploy.plan.service_gateways import front, gateway_of
 from vllmdeploy.tools.ray import RayCluster, RayNode
 from vllmdeploy.workflows.session import Session
@@ -143,6 +143,9 @@ def _host_status(
     if isinstance(found, VllmdeployError):
         why = found.message.removeprefix(f"{name}: ").splitlines()[0]
         return HostStatus(host=name, group=host.group, role=role, state="unreachable", why=why)
+    alone = lone_worker(session.fleet, found, session.wanted.cluster)
+    if alone is not None:
+        return _alone(host, found, alone)
     node = next(
         (one for one in found.ours(session.wanted.cluster) if one.role == f"ray-{role}"), None
     )
@@ -160,6 +163,26 @@ def _host_status(
         image=found.image_name if node else "",
         since=node.started_at if node else "",
         restarts=node.restarts if node else 0,
+    )
+
+
+def _alone(host: Host, found: FoundHost, node: FoundNode) -> HostStatus:
+    """A worker by its own word: who could say what Ray thinks of it is another machine."""
+    warden = found.wardens.get(node.name)
+    state, why = _state(found, node, None, None)
+    if state == "not joined" and warden is not None:
+        state, why = "ready", ""
+    return HostStatus(
+        host=host.name,
+        group=host.group,
+        role="worker",
+        state=state,
+        why=why,
+        cards=len(node.cards) or found.host.ray_gpus or 0,
+        vendor=found.cards.vendor,
+        image=found.image_name,
+        since=node.started_at,
+        restarts=node.restarts,
     )
 
 
