@@ -8,8 +8,9 @@ import pty
 import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import DEVNULL, Popen
 
 import pytest
 import typer
@@ -151,7 +152,7 @@ def test_a_folder_that_is_not_there_is_named() -> None:
 
 
 def on_a_terminal(answers: str, environment: Mapping[str, str]) -> str:
-    """Runs `init` as its own process whose standard input is a real terminal."""
+    """Runs `init` as its own process that asks on a real terminal; its standard output is none."""
     code = (
         "import typer; from vllmdeploy.cli.context import World; "
         "from vllmdeploy.cli.init import init; "
@@ -159,20 +160,29 @@ def on_a_terminal(answers: str, environment: Mapping[str, str]) -> str:
     )
     master, slave = pty.openpty()
     try:
-        process = Popen(
+        with Popen(
             [sys.executable, "-c", code],
             stdin=slave,
-            stdout=slave,
-            stderr=PIPE,
+            stdout=DEVNULL,
+            stderr=slave,
             env={**os.environ, **environment},
-        )
-        os.write(master, answers.encode())
-        _, output = process.communicate(timeout=60)
+        ) as process:
+            os.close(slave)
+            os.write(master, answers.encode())
+            output = _until_it_ends(master)
     finally:
-        os.close(slave)
         os.close(master)
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+    assert process.returncode == 0, output
+    return output
+
+
+def _until_it_ends(terminal: int) -> str:
+    said = b""
+    # Linux says EIO when nobody has the other end of a terminal any more.
+    with suppress(OSError):
+        while more := os.read(terminal, 4096):
+            said += more
+    return said.decode().replace("\r\n", "\n")
 
 
 def test_on_a_terminal_it_asks_and_asks_again_what_does_not_fit() -> None:
@@ -181,7 +191,7 @@ def test_on_a_terminal_it_asks_and_asks_again_what_does_not_fit() -> None:
         {"TERM": "dumb"},
     )
     for line in (
-        "Name of the cluster [vllm]: ",
+        "Name of the cluster [vllm]:",
         "Error: CLUSTER_NAME: 'Blue' is not a cluster name",
         "Error: worker:1: gpu-01 is the head (HEAD_HOST)",
         "wrote config.env and worker_nodes.txt",

@@ -152,7 +152,8 @@ def test_a_password_is_asked_for_once_for_the_whole_fleet(server: Sshd, user: st
     hosts = [server.host(name, user=user) for name in "abcd"]
     with connect(hosts, server.settings(key=None, ask=ask)) as connected:
         assert list(connected.shells) == ["a", "b", "c", "d"]
-    assert asked == ["SSH password"]
+    (question,) = asked
+    assert re.fullmatch(rf"SSH password of {user}@\S+, and of all others that want one", question)
 
 
 def test_a_wrong_password_is_one_clear_error_after_one_try(server: Sshd, user: str) -> None:

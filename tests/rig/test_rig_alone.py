@@ -88,7 +88,7 @@ def test_a_head_and_a_worker_that_were_brought_up_on_the_hosts_themselves_are_on
     assert second.status == 0, second.stderr
     assert "nothing to do" in _runs(worker, *joining, stdin=token).stderr
     assert _status(worker) == ("worker", "ready")
-    assert "ray start" in _runs(worker, "logs").stdout
+    assert "vllm-ray-worker (worker), pid 1" in _runs(worker, "logs").stdout
     refused = _runs(worker, "up", "--yes")
     assert (refused.status, _status(worker)) == (6, ("worker", "ready")), refused.stderr
 

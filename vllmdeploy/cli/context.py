@@ -102,5 +102,5 @@ def world(context: typer.Context) -> World:
 
 
 def terminal() -> bool:
-    """Whether somebody sits here who can be asked."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    """Whether somebody sits here who can be asked; questions go to stderr, answers may go on."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

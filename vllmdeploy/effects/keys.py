@@ -95,7 +95,7 @@ class Credentials:
         if len(keys) > room:
             problems.append(f"{len(keys) - room} more keys were not tried: {MOST_TRIES} tries only")
         if with_password:
-            yield "password", lambda: transport.auth_password(hop.user, self._ask_password())
+            yield "password", lambda: transport.auth_password(hop.user, self._ask_password(hop))
 
     def _keys(self, hop: Hop, agent: paramiko.Agent, problems: list[str]) -> list[_Key]:
         """Keys named for this host, then the agent's; else the agent's, then the usual files."""
@@ -136,10 +136,12 @@ class Credentials:
         except (OSError, ValueError, paramiko.SSHException):
             return f"{file} is encrypted, and the passphrase does not open it"
 
-    def _ask_password(self) -> str:
+    def _ask_password(self, hop: Hop) -> str:
         with self._lock:
             if self._password is None and self.settings.ask is not None:
-                self._password = self.settings.ask("SSH password")
+                self._password = self.settings.ask(
+                    f"SSH password of {hop.user}@{hop.name}, and of all others that want one"
+                )
             return self._password or ""
 
 
