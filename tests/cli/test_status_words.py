@@ -1,6 +1,11 @@
+"""What `status` says of services and of nodes that do not run."""
+
 from __future__ import annotations
 
+import pytest
+
 from vllmdeploy.cli.status_text import services_text
+from vllmdeploy.plan.observed import FoundNode
 from vllmdeploy.workflows.status import FleetStatus, ServiceStatus
 
 
@@ -22,3 +27,16 @@ def test_a_service_shows_its_model_and_where_its_cards_are() -> None:
         ["m", "default", "1x1", "starting", "0/1", *unknown, "0", "-", "loading"],
         [*chat, *unknown, "0", "gpu-01:4,gpu-02:4"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("exited (137)", "it is exited (137); `vllmdeploy up` starts it"),
+        ("restarting", "it ended, and is being started again"),
+        ("activating", "it ended, and is being started again"),
+    ],
+)
+def test_a_node_between_two_runs_is_not_told_to_be_started(state: str, words: str) -> None:
+    node = FoundNode(name="n", id="n", role="ray-head", group="default", running=False, state=state)
+    assert node.stopped == words

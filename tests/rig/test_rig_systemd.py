@@ -62,6 +62,7 @@ def test_a_unit_is_made_comes_back_when_killed_and_is_gone_after_down(
         every_s=0.5,
     )
     _reports(rig)
+    assert fleet.status()["head"]["restarts"] == 1
 
     fleet.down()
     assert _systemctl(rig, "is-active") == "inactive"

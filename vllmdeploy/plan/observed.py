@@ -49,6 +49,13 @@ class FoundNode:
     stands_in_for: str = ""
     """The dead host whose place this one's spare host took."""
 
+    @property
+    def stopped(self) -> str:
+        """Why it does not run, in a sentence; systemd and Docker have a word for between two runs."""
+        if self.state in ("activating", "restarting"):
+            return "it ended, and is being started again"
+        return f"it is {self.state}; `vllmdeploy up` starts it"
+
 
 def lone_worker(fleet: Fleet, found: FoundHost, cluster: str) -> FoundNode | None:
     """The node that `vllmdeploy worker` made on a host which knows of no other: its head is on

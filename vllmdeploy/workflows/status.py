@@ -211,7 +211,7 @@ def _front_state(found: FoundHost, node: FoundNode | None) -> tuple[str, str]:
     if node is None:
         return "absent", "no gateway yet; it comes with the first service"
     if not node.running:
-        return "stopped", f"it is {node.state}; `vllmdeploy up` starts it"
+        return "stopped", node.stopped
     warden = found.wardens.get(node.name)
     if warden is None or warden.state == "running":
         return "ready", ""
@@ -227,7 +227,7 @@ def _state(
     if node is None:
         return "absent", "no node of this cluster; `vllmdeploy up` makes it"
     if not node.running:
-        return "stopped", f"it is {node.state}; `vllmdeploy up` starts it"
+        return "stopped", node.stopped
     warden = found.wardens.get(node.name)
     if seen or (warden is not None and warden.without_ray):
         return "ready", ""

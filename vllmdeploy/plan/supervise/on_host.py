@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from vllmdeploy.core.command import Command, Result, script
@@ -148,7 +148,10 @@ class InSystemd:
 
         def parse(result: Result) -> tuple[FoundNode, ...]:
             return tuple(
-                labelled_node(one.name, one.labels, running=one.running, state=one.active)
+                replace(
+                    labelled_node(one.name, one.labels, running=one.running, state=one.active),
+                    restarts=one.restarts,
+                )
                 for one in question.parse(result)
             )
 
