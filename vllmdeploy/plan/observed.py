@@ -51,7 +51,7 @@ class FoundNode:
 
     @property
     def stopped(self) -> str:
-        """Why it does not run, in a sentence; systemd and Docker have a word for between two runs."""
+        """Why it does not run. systemd and Docker have a word for between two runs."""
         if self.state in ("activating", "restarting"):
             return "it ended, and is being started again"
         return f"it is {self.state}; `vllmdeploy up` starts it"
