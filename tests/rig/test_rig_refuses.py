@@ -110,7 +110,12 @@ def test_an_image_that_cannot_be_pulled_ends_it_before_anything_else_is_done(
 ) -> None:
     image = "127.0.0.1:1/vllm/vllm-openai:v1"  # nothing listens there
     bare.writes(IMAGE=image)
-    _refused(bare.runs("up", "--yes"), 4, f"error: {bare.rig.head.ip}: pull image {image}: exit 1")
+    _refused(
+        bare.runs("up", "--yes"),
+        4,
+        f"error: {bare.rig.head.ip}: pull image {image}: exit 1",
+        "let `vllmdeploy image push` bring it to the others",
+    )
 
 
 def test_a_stranger_with_our_nodes_name_is_refused_and_left_alone(bare: Operator) -> None:

@@ -41,7 +41,11 @@ def add_pull(draft: Draft, member: Member, group: Sequence[FoundHost]) -> str:
     digest = pinned(member.found, group)
     subject = f"image {image}"
     command = of(images.pull(images.by_digest(image, digest) if digest else image))
-    key = draft.add(Step(member.name, "pull", subject, "not there", Run(command)))
+    hint = (
+        f"is IMAGE right, and the registry reachable from {member.name}? Without one, load the"
+        " image on one host (docker load) and let `vllmdeploy image push` bring it to the others"
+    )
+    key = draft.add(Step(member.name, "pull", subject, "not there", Run(command), hint=hint))
     if not digest:
         return key
     named = of(images.tag(images.by_digest(image, digest), image))
