@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 from tests.plan.builders import (
     PACKAGE,
@@ -63,14 +65,29 @@ def test_everything_of_ours_goes() -> None:
     ]
 
 
-def test_forgetting_leaves_the_lock_that_is_held_and_the_audit_log() -> None:
+def forgets(root: Path) -> None:
+    """The step's own command, carried out on another folder."""
     plan = down([bare("a", "10.0.0.1", head=True)], forget=True)
     assert lines(plan) == "a: forget specs, secrets and logs (down)"
-    assert plan.steps[0].command.argv[2:] == (
-        'cd "$1" 2>/dev/null || exit 0; rm -rf services instances secrets logs run pkg cache',
-        "sh",
-        "/var/lib/vllmdeploy/vllm",
-    )
+    *argv, folder = plan.steps[0].command.argv
+    assert folder == "/var/lib/vllmdeploy/vllm"
+    subprocess.run([*argv, str(root)], check=True, capture_output=True)
+
+
+def test_forgetting_leaves_the_lock_that_is_held_and_the_audit_log(tmp_path: Path) -> None:
+    root = tmp_path / "vllmdeploy" / "vllm"
+    for folder in ("secrets/ray", "services", "logs/n", "run", "pkg/x", "cache/c", "lock"):
+        (root / folder).mkdir(parents=True)
+    (root / "audit.log").write_text("one run\n", "utf-8")
+    forgets(root)
+    assert sorted(path.name for path in root.iterdir()) == ["audit.log", "lock"]
+
+
+def test_forgetting_leaves_no_empty_folder_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "vllmdeploy" / "vllm" / "secrets").mkdir(parents=True)
+    forgets(tmp_path / "vllmdeploy" / "vllm")
+    assert list(tmp_path.iterdir()) == []
+    forgets(tmp_path / "vllmdeploy" / "vllm")
 
 
 def test_a_host_with_nothing_but_a_package_is_cleaned() -> None:

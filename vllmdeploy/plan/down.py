@@ -11,6 +11,13 @@ from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import files, sync_keys
 
+_FORGET = """
+cd "$1" 2>/dev/null || exit 0
+rm -rf services instances secrets logs run pkg cache || exit
+cd / && rmdir "$1" "${1%/*}" 2>/dev/null
+exit 0
+"""
+
 
 def plan_down(
     wanted: Wanted,
@@ -73,6 +80,6 @@ def _taking_down(
 
 
 def _forget(root: str) -> Command:
-    """All but the lock, which is still held while this runs, and the record of what was done."""
-    text = 'cd "$1" 2>/dev/null || exit 0; rm -rf services instances secrets logs run pkg cache'
-    return script(text, root, root=True)
+    """All but the lock, which is still held while this runs, and the record of what was done; a
+    host that has neither keeps no empty folders."""
+    return script(_FORGET, root, root=True)
