@@ -86,6 +86,29 @@ def test_a_plan_reads_as_the_contract_says() -> None:
     }
 
 
+def test_a_plan_shows_what_a_command_reads_where_that_is_no_secret() -> None:
+    secret = Command(("tee", "token"), stdin=b"s3cret")
+    unit = Command(("tee", "a.service"), stdin=b"[Unit]\n\nAfter=x\n", open_stdin=True)
+    plan = Plan(
+        tuple(
+            Step("gpu-01", "write", what, "new", Run(command))
+            for what, command in (("Ray token", secret), ("unit", unit.elevated().within(5)))
+        )
+    )
+    assert output.plan_text(plan).splitlines() == [
+        "# gpu-01: write Ray token (new)",
+        "tee token",
+        "# gpu-01: write unit (new)",
+        "sudo -n -- tee a.service",
+        "# < [Unit]",
+        "# <",
+        "# < After=x",
+    ]
+    first, second = output.plan_document(plan)["steps"]
+    assert "stdin" not in first
+    assert second["stdin"] == "[Unit]\n\nAfter=x\n"
+
+
 def test_an_outcome_says_how_it_went_and_why() -> None:
     failed = StepOutcome(step(), Outcome.FAILED, 1.23456, CommandFailed("a", "x", 1, "no"))
     skipped = StepOutcome(step(), Outcome.SKIPPED, because="needs `y`")

@@ -181,3 +181,21 @@ def test_no_text_ends_the_reading(text: str) -> None:
         assert one.network.prefixlen == one.prefix
         assert one.for_fleet in (True, False)
     reach([], 1).parse(Result(0, text))
+
+
+def having(*addresses: str) -> Links:
+    return Links(
+        interfaces=tuple(
+            Interface(name=f"eth{number}", ip=ip, prefix=int(prefix))
+            for number, (ip, _, prefix) in enumerate(one.partition("/") for one in addresses)
+        )
+    )
+
+
+def test_addresses_are_tried_that_two_hosts_may_use_between_them() -> None:
+    one = having("10.0.0.1/24", "10.1.0.1/24")
+    other = having("10.0.0.2/24", "10.2.0.2/24", "10.1.0.2/16", "169.254.3.1/16")
+    assert one.may_use(other, named=False) == ["10.0.0.2"]
+    # Who names addresses may have routers in between.
+    assert one.may_use(other, named=True) == ["10.0.0.2", "10.2.0.2", "10.1.0.2"]
+    assert one.may_use(having("10.3.0.1/24"), named=False) == []

@@ -81,10 +81,11 @@ def step_line(step: Step) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """The contract's form: what and why, then the exact command."""
+    """The contract's form: what and why, then the exact command, and what it is given to read."""
     lines = [f"# note: {note}" for note in plan.notes]
     for step in plan:
         lines += [step_line(step), str(step.command)]
+        lines += [f"# < {line}".rstrip() for line in step.command.text.splitlines()]
     return "\n".join(lines) if plan.steps else "\n".join((*lines, "# nothing to do"))
 
 
@@ -100,6 +101,7 @@ def step_document(step: Step) -> dict[str, Any]:
         "cause": step.cause,
         "needs": list(step.needs),
         "argv": list(step.command.argv),
+        **({"stdin": step.command.text} if step.command.text else {}),
     }
 
 

@@ -14,7 +14,8 @@ DEFAULT_LIMIT_S = 60.0
 class Command:
     """One program and its arguments.
 
-    `stdin` never shows in `str()`, in logs or in `ps`: secrets travel there.
+    `stdin` never shows in `str()`, in logs or in `ps`: secrets travel there. `open_stdin` says that
+    it is a text without any, which a plan shows beneath the command.
     `root` says that it needs more rights than a plain user has on a host where that matters
     (Docker's socket, the state folder); `elevated` is applied by whoever knows the host.
     """
@@ -23,9 +24,15 @@ class Command:
     stdin: bytes | None = field(default=None, repr=False)
     limit_s: float = DEFAULT_LIMIT_S
     root: bool = False
+    open_stdin: bool = False
 
     def __str__(self) -> str:
         return shlex.join(self.argv)
+
+    @property
+    def text(self) -> str:
+        """What of `stdin` people may read before they agree."""
+        return self.stdin.decode() if self.stdin is not None and self.open_stdin else ""
 
     def within(self, limit_s: float) -> Command:
         return replace(self, limit_s=limit_s)

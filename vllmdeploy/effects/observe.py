@@ -15,9 +15,10 @@ from vllmdeploy.effects.ask import ask, ask_one, decided
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import VllmdeployError
+from vllmdeploy.plan.network import AUTO
 from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.supervise import Supervisor
-from vllmdeploy.plan.wanted import Wanted
+from vllmdeploy.plan.wanted import Wanted, WantedGroup
 from vllmdeploy.tools import (
     access,
     docker,
@@ -55,7 +56,7 @@ def observe(
     answers = each(hosts, lambda host: _look(host, shells[host.name], looking), at_once=_AT_ONCE)
     found = dict(zip((host.name for host in hosts), answers, strict=True))
     if looking.for_plan:
-        found.update(_reached(found, shells, looking.ssh_port))
+        found.update(_reached(found, shells, looking))
     return found
 
 
@@ -165,7 +166,7 @@ def _contents(found: FoundHost, wanted: Wanted) -> Fact[image_probe.ImageContent
 
 
 def _reached(
-    found: Mapping[str, FoundHost | VllmdeployError], shells: Mapping[str, Shell], ssh_port: int
+    found: Mapping[str, FoundHost | VllmdeployError], shells: Mapping[str, Shell], looking: Looking
 ) -> dict[str, FoundHost | VllmdeployError]:
     """Every host of a group tries every other, on every address that they might use."""
     there = [host for host in found.values() if isinstance(host, FoundHost)]
@@ -173,20 +174,26 @@ def _reached(
     for host in there:
         groups.setdefault(host.host.group, []).append(host)
     several = [host for host in there if len(groups[host.host.group]) > 1]
+    named = {name: _names_addresses(looking.wanted.groups[name], groups[name]) for name in groups}
 
     def try_others(host: FoundHost) -> FoundHost:
-        others = [other for other in groups[host.host.group] if other is not host]
+        group = host.host.group
+        by_port: dict[int, list[str]] = {}
+        for other in groups[group]:
+            if other is not host:
+                ips = by_port.setdefault(other.host.port or looking.ssh_port, [])
+                ips += host.links.may_use(other.links, named=named[group])
         tried: dict[str, str] = {}
-        ports = {other.host.name: other.host.port or ssh_port for other in others}
-        for port in sorted(set(ports.values())):
-            ips = [ip for one in others if ports[one.host.name] == port for ip in _ips(one)]
-            answers = ask_one(shells[host.host.name], network.reach(ips, port))
-            tried.update(answers)
+        for port, ips in sorted(by_port.items()):
+            if ips:
+                answers: dict[str, str] = ask_one(shells[host.host.name], network.reach(ips, port))
+                tried.update(answers)
         return replace(host, reach=tried)
 
     answers = each(several, try_others)
     return dict(zip((host.host.name for host in several), answers, strict=True))
 
 
-def _ips(found: FoundHost) -> list[str]:
-    return [link.ip for link in found.links.interfaces if link.for_fleet]
+def _names_addresses(group: WantedGroup, found: Sequence[FoundHost]) -> bool:
+    by_host = any(one.host.ip or one.host.interface for one in found)
+    return by_host or bool(group.head_ip) or group.interface != AUTO

@@ -163,7 +163,7 @@ def _spec(sites: Sites, one: Instance, needs: tuple[str, ...] = ()) -> tuple[str
     lead = sites.lead
     path = f"{lead.head.layout.instances}/{one.service.name}.json"
     cause = "changed" if kept else "not there"
-    command = lead.run(files.write(path, content))
+    command = lead.run(files.write_open(path, content))
     return (lead.add("write", f"instance {one.service.name}", cause, command, needs),)
 
 

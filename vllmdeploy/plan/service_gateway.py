@@ -91,7 +91,8 @@ class Offering:
     ) -> str:
         ground = self.ground
         path = f"{fleet_folder(ground.head.layout, self.name)}/fleet.json"
-        return ground.add(verb, subject, cause, ground.run(files.write(path, content)), needs)
+        command = ground.run(files.write_open(path, content))
+        return ground.add(verb, subject, cause, command, needs)
 
     def up(
         self, services: Sequence[Service], cause: str, needs: tuple[str, ...]

@@ -128,7 +128,7 @@ def remember(
 
 
 def _write(ground: Ground, name: str, content: bytes, cause: str, needs: tuple[str, ...]) -> str:
-    command = files.write(f"{ground.head.layout.services}/{name}.json", content)
+    command = files.write_open(f"{ground.head.layout.services}/{name}.json", content)
     return ground.add("write", f"service {name}", cause, ground.run(command), needs)
 
 

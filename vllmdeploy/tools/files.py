@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
@@ -31,6 +32,11 @@ def write(path: str, content: bytes, *, mode: str = "0644", owner: str = "") -> 
     text, extra = (_WRITE_OWNED, (owner,)) if owner else (_WRITE, ())
     size = str(len(content))
     return script(text, path, size, mode, *extra, stdin=content, root=True).within(120)
+
+
+def write_open(path: str, content: bytes) -> Command:
+    """A file that everybody may read, in the plan too."""
+    return replace(write(path, content), open_stdin=True)
 
 
 def rewrite(path: str, content: bytes) -> Command:

@@ -56,6 +56,16 @@ class Links:
     def named(self, name: str) -> Interface | None:
         return next((found for found in self.interfaces if found.name == name), None)
 
+    def may_use(self, other: Links, *, named: bool) -> list[str]:
+        """The other host's addresses that this one may have to use. Where nobody named any
+        (`ip=`, `interface=`), they are on networks of both; the rest would only cost time."""
+        ours = {link.network for link in self.interfaces}
+        return [
+            link.ip
+            for link in other.interfaces
+            if link.for_fleet and (named or link.network in ours)
+        ]
+
 
 _LINKS = """
 command -v ip >/dev/null 2>&1 || echo 'problem there is no `ip` on it: install iproute2'

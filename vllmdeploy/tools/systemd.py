@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
@@ -165,7 +165,7 @@ def make(spec: UnitSpec) -> Command:
     limit_s = spec.stop_s + 60.0
     content = text(spec).encode()
     made = script(_MAKE, path, str(len(content)), unit, stdin=content, root=True)
-    return made.within(limit_s)
+    return replace(made.within(limit_s), open_stdin=True)
 
 
 def start(name: str) -> Command:

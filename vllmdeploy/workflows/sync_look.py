@@ -82,7 +82,8 @@ def with_roads(
     session: Session, seen: Mapping[str, Seen], *, interface: str
 ) -> tuple[dict[str, Seen], tuple[str, ...]]:
     """An address on the data network for every host, and what there is to say about it."""
-    reached = _reached(session, seen)
+    by_host = any(one.member.host.ip or one.member.host.interface for one in seen.values())
+    reached = _reached(session, seen, named=by_host or interface != networks.AUTO)
     found = [
         FoundHost(host=one.member.host, access=one.member.access, links=one.links, reach=one.reach)
         for one in reached.values()
@@ -104,22 +105,22 @@ def _with_road(member: Member, ip: str) -> Member:
     return replace(member, road=Road(ip=ip, user=member.peering.user, port=member.peering.port))
 
 
-def _reached(session: Session, seen: Mapping[str, Seen]) -> dict[str, Seen]:
+def _reached(session: Session, seen: Mapping[str, Seen], *, named: bool) -> dict[str, Seen]:
     """Every host tries the sshd of every other, on each address that they might use."""
 
     def try_others(one: Seen) -> Seen:
+        by_port: dict[int, list[str]] = {}
+        for other in seen.values():
+            if other is not one:
+                ips = by_port.setdefault(other.member.peering.port, [])
+                ips += one.links.may_use(other.links, named=named)
         tried: dict[str, str] = {}
-        others = [other for other in seen.values() if other is not one]
-        for port in sorted({other.member.peering.port for other in others}):
-            ips = [
-                link.ip
-                for other in others
-                if other.member.peering.port == port
-                for link in other.links.interfaces
-                if link.for_fleet
-            ]
-            answers: dict[str, str] = ask_one(session.shells[one.name], network.reach(ips, port))
-            tried.update(answers)
+        for port, ips in sorted(by_port.items()):
+            if ips:
+                answers: dict[str, str] = ask_one(
+                    session.shells[one.name], network.reach(ips, port)
+                )
+                tried.update(answers)
         return replace(one, reach=tried)
 
     answers = each(list(seen.values()), try_others)
