@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+import time
+
 import pytest
 
-from vllmdeploy.cli.model_progress import time_text, words
+from vllmdeploy.cli.model_progress import line, time_text, words
 from vllmdeploy.effects.hub import Progress
 
 HALF = Progress(
@@ -28,3 +33,22 @@ def test_without_a_rate_nobody_knows_how_long() -> None:
 )
 def test_times_are_for_people(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_said_meanwhile_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with line() as at:
+        at.tell("m: 20 % of 2 hosts")
+        time.sleep(0.6)  # it is drawn four times a second
+        at.say("gpu-01: m is ready\x1b[2J")
+        at.tell("m: 90 % of 2 hosts")
+    lines = screen.getvalue().replace("\r", "\n").split("\n")
+    shown = [re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", one) for one in lines]
+    assert "gpu-01: m is ready\\x1b[2J" in shown

@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from vllmdeploy.cli import output
 from vllmdeploy.plan.models_files import size_text
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from vllmdeploy.effects.hub import Progress
     from vllmdeploy.workflows.models import OnBytes
 
@@ -41,12 +44,8 @@ def time_text(seconds: float) -> str:
 
 @contextmanager
 def shown() -> Generator[Callable[[Progress], None]]:
-    if sys.stderr.isatty():
-        with _live() as update:
-            yield lambda progress: update(words(progress))
-    else:
-        plain = _Plain()
-        yield lambda progress: plain.tell(words(progress))
+    with line() as at:
+        yield lambda progress: at.tell(words(progress))
 
 
 @contextmanager
@@ -54,26 +53,30 @@ def hashing() -> Generator[OnBytes]:
     """Several hosts hash at once: each is told of in its own part of the line."""
     hosts: dict[str, str] = {}
 
-    def line(host: str, done: int, total: int) -> str:
+    def text(host: str, done: int, total: int) -> str:
         hosts[host] = f"{host} {100 * done // total if total else 100} %"
         return "hashing: " + ", ".join(hosts.values())
 
-    if sys.stderr.isatty():
-        with _live() as update:
-            yield lambda host, done, total: update(line(host, done, total))
-    else:
-        plain = _Plain()
-        yield lambda host, done, total: plain.tell(line(host, done, total))
+    with line() as at:
+        yield lambda host, done, total: at.tell(text(host, done, total))
+
+
+class Line(Protocol):
+    """Whatever is told last, on a terminal, and what is said stands above it; elsewhere a line of
+    what is told now and then."""
+
+    def tell(self, text: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 @contextmanager
-def line() -> Generator[Callable[[str], None]]:
-    """Whatever text is told last, on a terminal; now and then a line of it elsewhere."""
+def line() -> Generator[Line]:
     if sys.stderr.isatty():
-        with _live() as update:
-            yield update
+        with _live() as live:
+            yield live
     else:
-        yield _Plain().tell
+        yield _Plain()
 
 
 class _Plain:
@@ -88,12 +91,29 @@ class _Plain:
             self._next = now + _PLAIN_EVERY_S
             output.say(text)
 
+    def say(self, text: str) -> None:
+        output.say(text)
+
 
 @contextmanager
-def _live() -> Generator[Callable[[str], None]]:
+def _live() -> Generator[Line]:
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
-        yield lambda text: live.update(Text(output.clean(text)))
+        yield _Shown(live)
+
+
+@dataclass
+class _Shown:
+    live: Live
+
+    def tell(self, text: str) -> None:
+        from rich.text import Text
+
+        self.live.update(Text(output.clean(text)))
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self.live.console.print(Text(output.clean(text)), soft_wrap=True)

@@ -173,20 +173,20 @@ def shown(name: str) -> Generator[Callable[[SyncEvent], None]]:
     from vllmdeploy.cli import model_progress
     from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, Joined, Progress
 
-    with model_progress.line() as tell:
+    with model_progress.line() as line:
 
         def on_event(event: SyncEvent) -> None:
             match event:
                 case Progress():
-                    tell(progress_text(name, event))
+                    line.tell(progress_text(name, event))
                 case HostDone(host, seconds):
-                    output.say(f"{host}: {name} is ready, after {seconds:.1f} s")
+                    line.say(f"{host}: {name} is ready, after {seconds:.1f} s")
                 case HostFailed(host, error):
-                    output.say(f"{host}: failed: {error.message}")
+                    line.say(f"{host}: failed: {error.message}")
                 case Again(host, text):
-                    output.say(f"{host}: once more: {text}")
+                    line.say(f"{host}: once more: {text}")
                 case Joined(host, there):
-                    output.say(f"{host}: takes part, {_size(there)} are there")
+                    line.say(f"{host}: takes part, {_size(there)} are there")
 
         yield on_event
 

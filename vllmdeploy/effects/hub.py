@@ -39,7 +39,9 @@ _STAY = "run it again: files that are finished stay"
 _NEXT = {
     Trouble.CHANGED: f"did the source change meanwhile? {_STAY}",
     Trouble.LIMITED: f"it limits how much is asked: wait, then {_STAY}",
-    Trouble.UNREACHABLE: f"is it reachable from here? HF_ENDPOINT names a mirror; {_STAY}",
+    Trouble.UNREACHABLE: (
+        f"is it reachable from here? HF_ENDPOINT in config.env names a mirror; {_STAY}"
+    ),
     Trouble.LOCAL: f"mend that, then {_STAY}",
     Trouble.OTHER: _STAY,
 }

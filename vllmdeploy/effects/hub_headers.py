@@ -107,7 +107,7 @@ def _answered(
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UsageError(
             f"{url}: {str(error) or type(error).__name__}",
-            hint="is the hub reachable from here? HF_ENDPOINT names another one",
+            hint="is the hub reachable from here? HF_ENDPOINT in config.env names another one",
         ) from error
 
 
