@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from tests.support.scripted_hosts import ScriptedFleet
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
 from vllmdeploy.core.command import Command
+from vllmdeploy.core.host import Fleet
 from vllmdeploy.effects.local import LocalShell
+from vllmdeploy.errors import UsageError
 from vllmdeploy.tools import files
 from vllmdeploy.tools.model_weights import weights_argv
+from vllmdeploy.workflows.capacity import model_on_head
 
 CONFIG = {
     "model_type": "llama",
@@ -159,3 +163,16 @@ def test_up_refuses_a_stored_service_that_has_no_room_any_more(
     assert list((fleet["gpu-01"].state / "services").iterdir()) == []
     code, said, problem = run("plan")
     assert (code, "create vllm-ray-head" in said) == (0, True), problem
+
+
+def test_a_model_that_only_the_head_has_is_read_there(fleet: ScriptedFleet) -> None:
+    with Path("config.env").open("a", encoding="utf-8") as file:
+        file.write("RUNTIME=process\nVLLM_PYTHON=/usr/bin/python3\n")
+    here = World(connect=fleet.connect)
+    loaded = here.loaded()
+    with here.session(replace(loaded, fleet=Fleet((loaded.fleet.head,)))) as session:
+        shape, weights = model_on_head(session, "m")
+        with pytest.raises(UsageError, match=r"gpu-01: \S+/models/other: not there"):
+            model_on_head(session, "other")
+
+    assert (len(shape.layers.kinds), weights.total_bytes) == (32, 2**34)

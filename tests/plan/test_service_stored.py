@@ -74,16 +74,16 @@ def test_only_what_does_not_run_on_cards_of_known_memory_is_asked_about() -> Non
 
 
 def test_the_image_is_asked_where_no_node_runs() -> None:
-    head = fleet(24).head
+    head = fleet(24).head.found
     what = replace(wanted(), docker_arguments=("-v", "/py:/py:ro"))
     command = asking_weights(what, head, FOLDER, "python3", "-c", "print(1)", FOLDER)
-    assert head.found.image is not None
+    assert head.image is not None
     assert str(command) == (
         "docker run --rm --network none --security-opt label=disable -v /py:/py:ro"
-        f" -v {FOLDER}:{FOLDER}:ro --entrypoint python3 {head.found.image.id}"
+        f" -v {FOLDER}:{FOLDER}:ro --entrypoint python3 {head.image.id}"
         f" -c 'print(1)' {FOLDER}"
     )
-    lacking = replace(head, found=replace(head.found, image=None))
+    lacking = replace(head, image=None)
     assert asking_weights(what, lacking, FOLDER, "python3", "-c", "print(1)") is None
     inside = replace(what, runtime="process", python="/venv/python")
     assert str(asking_weights(inside, lacking, FOLDER, "python3", "-c", "1")) == "/venv/python -c 1"

@@ -137,15 +137,31 @@ def _measured(
 
 
 def _found(context: typer.Context, model: str, revision: str) -> tuple[ModelShape, Weights]:
-    """A folder; else a model of MODEL_PATH on this machine; else a repository of the hub."""
-    from vllmdeploy.workflows.capacity import is_repository, model_in, model_on_hub
+    """A folder; else a model of MODEL_PATH on this machine or on the head; else a repository of
+    the hub."""
+    from vllmdeploy.core.host import Fleet
+    from vllmdeploy.effects.connect import is_this_machine
+    from vllmdeploy.workflows.capacity import (
+        is_repository,
+        model_in,
+        model_on_head,
+        model_on_hub,
+    )
 
     if Path(model).is_dir():
         return model_in(Path(model))
-    settings = world(context).settings()
+    here = world(context)
+    settings = here.settings()
     local = Path(settings.model_path) / Path(model).name
-    if not is_repository(model) or local.is_dir():
-        return model_in(local if local.is_dir() else Path(model))
+    if local.is_dir():
+        return model_in(local)
+    if not is_repository(model):
+        loaded = here.loaded()
+        if "/" in model or is_this_machine(loaded.fleet.head):
+            return model_in(Path(model))
+        head_alone = replace(loaded, fleet=Fleet((loaded.fleet.head,)))
+        with here.session(head_alone) as session:
+            return model_on_head(session, model)
     from vllmdeploy.effects.hub_headers import USUAL_ENDPOINT, Repository
 
     token = settings.hf_token_file

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.plan import capacity
-from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import model_of
 from vllmdeploy.plan.service_capacity import cards_of, no_room, room_for, value_of
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -32,12 +32,12 @@ def to_consider(found: FoundServices) -> tuple[Stored, ...]:
     return tuple(waiting.values())
 
 
-def asking_weights(wanted: Wanted, head: Member, folder: str, *argv: str) -> Command | None:
+def asking_weights(wanted: Wanted, head: FoundHost, folder: str, *argv: str) -> Command | None:
     """The question of `tools.model_weights`, to the image or interpreter that a node will have;
     no node has to run for it. None: there is nobody to ask yet."""
     if wanted.runtime != "docker":
         return Command((wanted.python, *argv[1:]), limit_s=60)
-    image = head.found.image
+    image = head.image
     if image is None:
         return None
     return docker.once(image.id, folder, wanted.docker_arguments, argv)

@@ -48,6 +48,36 @@ def model_on_hub(repository: Repository) -> tuple[ModelShape, safetensors.Weight
     return parse_config(text, where=repository.url("config.json")), weights
 
 
+def model_on_head(session: Session, name: str) -> tuple[ModelShape, safetensors.Weights]:
+    """The same from MODEL_PATH on the head; only headers of its weights are read there."""
+    from vllmdeploy.effects.ask import ask, ask_one
+    from vllmdeploy.plan.observed import FoundHost
+    from vllmdeploy.plan.service_stored import asking_weights
+    from vllmdeploy.tools.model_weights import weights, weights_argv
+    from vllmdeploy.tools.vllm_model import folder
+
+    lead, path = session.lead.name, f"{session.settings.model_path}/{name}"
+    session.need_all()
+    found = session.look(for_plan=False, cards=False)[lead]
+    if not isinstance(found, FoundHost):
+        raise found
+    model = ask_one(session.shells[lead], folder(path), found.access)
+    if model.problem:
+        raise UsageError(
+            f"{lead}: {path}: {model.problem}",
+            hint="`vllmdeploy model download` brings one; a folder of this machine and OWNER/NAME"
+            " on a hub are taken too",
+        )
+    command = asking_weights(session.wanted, found, path, *weights_argv(path))
+    (sizes,) = ask(session.shells[lead], [weights(command)], found.access) if command else (None,)
+    if sizes is None:
+        raise UsageError(
+            f"{lead}: nobody can say how large the tensors in {path} are",
+            hint=f"the image that is asked is {found.image_name or 'not set'}",
+        )
+    return parse_config(model.config, where=f"{lead}:{path}/config.json"), sizes
+
+
 def group_on_hosts(session: Session, group: str) -> tuple[Cards, FoundServices]:
     """The cards that services of a group may have, and what its engines said before."""
     from vllmdeploy.effects.ask import ask_one

@@ -39,7 +39,7 @@ def _against(session: Session, found: FoundServices) -> tuple[str, ...]:
     facts: list[Fact[Any]] = [measured(head.layout.measured), *map(folder, folders)]
     sized: list[str] = []
     for path in folders:
-        command = service_stored.asking_weights(wanted, head, path, *weights_argv(path))
+        command = service_stored.asking_weights(wanted, head.found, path, *weights_argv(path))
         if command is not None:
             facts.append(weights(command))
             sized.append(path)
