@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scripted_hosts import ScriptedFleet
 from vllmdeploy.cli.app import main
+from vllmdeploy.cli.context import World
+from vllmdeploy.tools import files
 
 ADMIN = "admin-key-of-this-test"
 
@@ -136,3 +139,34 @@ def test_a_hostile_name_never_reaches_the_file(
     for name in ("a b", "a\nroot:key-of-mallory", "#", "a:b:c", "x" * 65):
         assert ran(capsys, "keys", "add", name, "--file", str(path))[0] == 2
         assert not path.exists() or path.read_text() == ""
+
+
+def test_the_fleets_own_gateway_is_steered_with_the_heads_key(
+    gateway: tuple[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    open_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, _ = gateway
+    monkeypatch.chdir(open_folder)
+    port = url.rpartition(":")[2]
+    Path("config.env").write_text(f"HEAD_HOST=gpu-01\nACCELERATOR=cpu\nAPI_PORT={port}\n", "utf-8")
+    Path("worker_nodes.txt").write_text("gpu-01 head=yes ip=127.0.0.1\n", "utf-8")
+    fleet = ScriptedFleet(open_folder, "gpu-01")
+
+    def listed(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(["gateway", "list", *argv], World(connect=fleet.connect))
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    assert listed()[0] != 0
+    head = fleet["gpu-01"]
+    keys = f"{head.state}/secrets/gateway"
+    assert head.run(files.folders(keys)).ok
+    assert head.run(files.write(f"{keys}/admin_key", f"admin:{ADMIN}\n".encode())).ok
+    code, out, said = listed()
+    assert (code, "127.0.0.1:9 " in out) == (0, True), said
+    assert ADMIN not in out + said + "".join(head.commands)
+    # It goes to no other address.
+    assert listed("--url", url)[0] != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vllmdeploy.cli.gateway_table import Look
+    from vllmdeploy.config.settings import Loaded
     from vllmdeploy.effects.gateway_admin import GatewayAdmin
 
 app = typer.Typer(help="The router and control plane in front of all instances.")
@@ -25,7 +27,10 @@ Url = Annotated[
     typer.Option(help="The gateway. Default: that of the first of GATEWAY_HOSTS, or of the head."),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option("--admin-key-file", help="Admin key. Default: ADMIN_KEY_FILE.")
+    Path | None,
+    typer.Option(
+        "--admin-key-file", help="Admin key. Default: ADMIN_KEY_FILE, else the head's own, by SSH."
+    ),
 ]
 Instance = Annotated[str, typer.Argument(help="An instance's id, as `gateway list` shows it.")]
 
@@ -199,28 +204,49 @@ def policy(
 def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdmin]:
     from vllmdeploy.effects.gateway_admin import GatewayAdmin
 
+    key = ""
     if not url or key_file is None:
         loaded = here.loaded()
-        host = loaded.fleet.offering[0]
-        url = url or f"http://{host.ip or host.address}:{loaded.settings.api_port}"
         key_file = key_file or loaded.settings.admin_key_file
-    gateway = GatewayAdmin(url, _key(key_file))
+        if not url:
+            host = loaded.fleet.offering[0]
+            url = f"http://{host.ip or host.address}:{loaded.settings.api_port}"
+            # The fleet's own key goes to the fleet's own gateway only.
+            key = _heads_key(here, loaded) if key_file is None else ""
+    gateway = GatewayAdmin(url, key or _key(key_file))
     try:
         yield gateway
     finally:
         gateway.close()
 
 
+def _heads_key(here: World, loaded: Loaded) -> str:
+    """Who may log in to the head as its operator may steer its gateway."""
+    from vllmdeploy.core.host import Fleet
+    from vllmdeploy.workflows.keys_on_hosts import admin_key
+
+    head = loaded.fleet.head
+    with here.session(replace(loaded, fleet=Fleet((head,)))) as session:
+        text = admin_key(session)
+    return _first(text, f"the admin key on {head.name}") if text else ""
+
+
 def _key(path: Path | None) -> str:
-    """The first key of the file, with or without a name before it."""
     if path is None:
         return ""
     try:
-        words = path.read_text("utf-8").split()
+        return _first(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _first(text: str, source: str) -> str:
+    """The first key, with or without a name before it."""
+    words = text.split()
     if not words or "sha256:" in words[0]:
-        raise UsageError(f"{path} holds no key that could be sent")
+        raise UsageError(
+            f"{source} holds no key that could be sent", hint="--admin-key-file FILE names another"
+        )
     return words[0].rpartition(":")[2]
 
 

@@ -12,7 +12,7 @@ from vllmdeploy.effects.audit import Tally
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import UsageError, VllmdeployError
-from vllmdeploy.plan.service_gateway_node import KEYS, keys_folder
+from vllmdeploy.plan.service_gateway_node import ADMIN, KEYS, keys_folder
 from vllmdeploy.tools import files
 from vllmdeploy.tools.access import Access
 from vllmdeploy.workflows.cluster import head_access, locked, recorded
@@ -45,6 +45,20 @@ def read(session: Session) -> str:
     if lead in session.failures:
         raise session.failures[lead]
     return _read(session, head_access(session))
+
+
+def admin_key(session: Session) -> str:
+    """The head's copy of the admin key, for whoever may read it there; empty where none is yet."""
+    lead = session.lead.name
+    if lead in session.failures:
+        raise session.failures[lead]
+    shell, way = session.shells[lead], head_access(session)
+    path = f"{keys_folder(way.layout)}/{ADMIN}"
+    if not _is_there(shell, way, path):
+        return ""
+    command = way.of(files.read(path))
+    said = check(lead, command, shell.run(command), doing="reading the admin key")
+    return said.stdout
 
 
 def change(session: Session, what: str, changed: Callable[[str], str]) -> Spread:
@@ -97,11 +111,13 @@ def _read(session: Session, way: Access) -> str:
 
 
 def _has_keys(shell: Shell, way: Access) -> bool:
-    command = way.of(files.is_there(_path(way)))
-    return (
-        check(shell.host, command, shell.run(command), doing="looking for the API keys").stdout
-        == "yes\n"
-    )
+    return _is_there(shell, way, _path(way))
+
+
+def _is_there(shell: Shell, way: Access, path: str) -> bool:
+    command = way.of(files.is_there(path))
+    said = check(shell.host, command, shell.run(command), doing="looking for the keys")
+    return said.stdout == "yes\n"
 
 
 def _path(way: Access) -> str:
