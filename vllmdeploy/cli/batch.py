@@ -38,7 +38,10 @@ def run(
     ] = None,
     model: Annotated[str | None, typer.Option(help="For rows that name no model.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="For rows that set none.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with the key.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the key. Default: the fleet's own, for its gateway."),
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Most rows in flight. Default: 256 an instance.")
     ] = None,
@@ -103,7 +106,7 @@ def run(
         input=input_path or settings.input_jsonl,
         output=output_dir or settings.output_dir,
         upstreams=() if own else upstreams_of(upstream or _usual_upstreams(settings)),
-        key=_read_key(api_key_file),
+        key=_key(context, settings, api_key_file, own=own or bool(upstream)),
         model=model_name(model) if own else model or (None if upstream else settings.default_model),
         max_tokens=max_tokens,
         parse=parse,
@@ -223,9 +226,16 @@ def _usual_upstreams(settings: Settings) -> list[str]:
     return [f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"]
 
 
-def _read_key(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _key(context: typer.Context, settings: Settings, path: Path | None, *, own: bool) -> str:
+    """`own`: it is not the fleet's gateway that is asked, so its key goes nowhere."""
+    from vllmdeploy.cli.fleet_key import fleet_key
+
+    if path is not None:
+        return _read_key(path)
+    return "" if own or settings.vllm_ports else fleet_key(world(context), settings)
+
+
+def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
