@@ -259,6 +259,7 @@ def test_a_restart_takes_new_settings_and_keeps_the_rest(up: ScriptedHost, run: 
     again = run("restart-service", "m", "--max-model-len", "64", "--yes")
     assert again.code == 0, again.err
     assert "m answers nothing from its end until its new engine has loaded" in again.err
+    assert '"model": "m", "prompt"' in again.out
     argv = spec(up)["argv"]
     assert isinstance(argv, list)
     assert argv[argv.index("--max-model-len") + 1] == "64"

@@ -50,7 +50,8 @@ def services(machine: Machine) -> list[str]:
 def test_two_replicas_restart_under_load_and_no_request_fails(pretended: Machine) -> None:
     machine = pretended
     machine.succeeds("up", "--yes")
-    machine.succeeds("start-service", "m", "1", "--replicas", "2", "--yes")
+    started = machine.succeeds("start-service", "m", "1", "--replicas", "2", "--yes")
+    assert '"model": "m", "prompt"' in started
     statuses = restarted_under_load(machine, "m", 4, "--max-model-len", "64")
     assert len(statuses) >= REQUESTS
     assert set(statuses) == {200}, statuses

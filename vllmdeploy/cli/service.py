@@ -231,11 +231,11 @@ def _carry_out(
         conclude(here, applied, stop)
         if invite:
             output.answer(
-                invitation(session.settings, decided.keys, decided.service.name, decided.address)
+                invitation(session.settings, decided.keys, decided.service.names[0], decided.address)
             )
 
 
-def invitation(settings: Settings, keys: Keys, service: str, address: str) -> str:
+def invitation(settings: Settings, keys: Keys, model: str, address: str) -> str:
     """A line that works from another machine, and keys that nobody has seen before."""
     lines: list[str] = []
     if keys.new_key:
@@ -247,7 +247,7 @@ def invitation(settings: Settings, keys: Keys, service: str, address: str) -> st
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:
         header = header.replace("'", '"')
-    body = '{"model": "%s", "prompt": "Hello, I am a", "max_tokens": 50}' % service  # noqa: UP031
+    body = '{"model": "%s", "prompt": "Hello, I am a", "max_tokens": 50}' % model  # noqa: UP031
     lines.append(
         f"curl http://{host}:{settings.api_port}/generate{header}"
         f" -H 'Content-Type: application/json' -d '{body}'"
