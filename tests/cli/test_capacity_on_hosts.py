@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.support.scripted_hosts import ScriptedFleet
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
 from vllmdeploy.core.command import Command
-from vllmdeploy.core.host import Fleet
 from vllmdeploy.effects.local import LocalShell
 from vllmdeploy.errors import UsageError
 from vllmdeploy.tools import files
@@ -170,7 +168,7 @@ def test_a_model_that_only_the_head_has_is_read_there(fleet: ScriptedFleet) -> N
         file.write("RUNTIME=process\nVLLM_PYTHON=/usr/bin/python3\n")
     here = World(connect=fleet.connect)
     loaded = here.loaded()
-    with here.session(replace(loaded, fleet=Fleet((loaded.fleet.head,)))) as session:
+    with here.head_session(loaded) as session:
         shape, weights = model_on_head(session, "m")
         with pytest.raises(UsageError, match=r"gpu-01: \S+/models/other: not there"):
             model_on_head(session, "other")

@@ -139,7 +139,6 @@ def _measured(
 def _found(context: typer.Context, model: str, revision: str) -> tuple[ModelShape, Weights]:
     """A folder; else a model of MODEL_PATH on this machine or on the head; else a repository of
     the hub."""
-    from vllmdeploy.core.host import Fleet
     from vllmdeploy.effects.connect import is_this_machine
     from vllmdeploy.workflows.capacity import (
         is_repository,
@@ -159,8 +158,7 @@ def _found(context: typer.Context, model: str, revision: str) -> tuple[ModelShap
         loaded = here.loaded()
         if "/" in model or is_this_machine(loaded.fleet.head):
             return model_in(Path(model))
-        head_alone = replace(loaded, fleet=Fleet((loaded.fleet.head,)))
-        with here.session(head_alone) as session:
+        with here.head_session(loaded) as session:
             return model_on_head(session, model)
     from vllmdeploy.effects.hub_headers import USUAL_ENDPOINT, Repository
 

@@ -76,6 +76,14 @@ class World:
         finally:
             session.close()
 
+    @contextmanager
+    def head_session(self, loaded: Loaded) -> Generator[Session]:
+        """A connection to the head alone, for what only it knows."""
+        from vllmdeploy.core.host import Fleet
+
+        with self.session(replace(loaded, fleet=Fleet((loaded.fleet.head,)))) as session:
+            yield session
+
 
 def _connect(
     hosts: Sequence[Host], settings: Settings

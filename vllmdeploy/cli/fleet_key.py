@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vllmdeploy.cli import output
@@ -16,28 +15,20 @@ if TYPE_CHECKING:
 def fleet_key(here: World, settings: Settings) -> str:
     """From API_KEYS_FILE, else from the head, for whoever may log in there; empty where there is
     none to be had."""
-    from vllmdeploy.workflows import keys
+    from vllmdeploy.workflows import keys, keys_on_hosts
 
     if settings.api_auth == "none":
         return ""
     if settings.api_keys_file is not None:
         return sendable(keys.read(settings.api_keys_file))
     try:
-        return sendable(_of_the_head(here))
+        with here.head_session(here.loaded()) as session:
+            return sendable(keys_on_hosts.read(session))
     except HostError as error:
         output.say(f"note: no API key from the head: {error.message}")
     except (CommandFailed, UsageError):
         pass  # no gateway of this fleet has been made, or its keys are not for us
     return ""
-
-
-def _of_the_head(here: World) -> str:
-    from vllmdeploy.core.host import Fleet
-    from vllmdeploy.workflows.keys_on_hosts import read
-
-    loaded = here.loaded()
-    with here.session(replace(loaded, fleet=Fleet((loaded.fleet.head,)))) as session:
-        return read(session)
 
 
 def sendable(text: str) -> str:

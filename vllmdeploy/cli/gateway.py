@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,13 +221,11 @@ def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdm
 
 def _heads_key(here: World, loaded: Loaded) -> str:
     """Who may log in to the head as its operator may steer its gateway."""
-    from vllmdeploy.core.host import Fleet
     from vllmdeploy.workflows.keys_on_hosts import admin_key
 
-    head = loaded.fleet.head
-    with here.session(replace(loaded, fleet=Fleet((head,)))) as session:
+    with here.head_session(loaded) as session:
         text = admin_key(session)
-    return _first(text, f"the admin key on {head.name}") if text else ""
+    return _first(text, f"the admin key on {loaded.fleet.head.name}") if text else ""
 
 
 def _key(path: Path | None) -> str:

@@ -231,7 +231,9 @@ def _carry_out(
         conclude(here, applied, stop)
         if invite:
             output.answer(
-                invitation(session.settings, decided.keys, decided.service.names[0], decided.address)
+                invitation(
+                    session.settings, decided.keys, decided.service.names[0], decided.address
+                )
             )
 
 
