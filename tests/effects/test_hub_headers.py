@@ -135,7 +135,7 @@ def test_a_file_cut_off_inside_its_header_is_refused() -> None:
 def test_nobody_there_is_said_with_a_way_out() -> None:
     with hub({}) as (repository, _):
         pass
-    with pytest.raises(UsageError, match="HF_ENDPOINT in config.env names another one"):
+    with pytest.raises(UsageError, match=r"HF_ENDPOINT in config\.env names another one"):
         model_on(repository)
 
 

@@ -179,14 +179,14 @@ def _group_ended(process: subprocess.Popen[bytes]) -> Generator[None]:
         yield
     except BaseException:
         _signal_group(process, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
         raise
     finally:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-        process.poll()
+        # One that was just killed needs a moment; one that is not ours to kill is not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
