@@ -96,12 +96,10 @@ def _bring_up(here: World, session: Session, *, yes: bool) -> None:
 
 def _keep_mending(here: World, loaded: Loaded, every_s: float, spare_after_s: float) -> None:
     """Until Ctrl-C or SIGTERM; the round at work gives the lock back before it ends."""
-    import signal
     import threading
 
     from vllmdeploy.workflows.mend import Watch
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     watching = Watch(
         loaded=loaded,
         sessions=here.session,

@@ -21,8 +21,9 @@ def fleet_key(here: World, settings: Settings) -> str:
         return ""
     if settings.api_keys_file is not None:
         return sendable(keys.read(settings.api_keys_file))
+    loaded = here.loaded()
     try:
-        with here.head_session(here.loaded()) as session:
+        with here.head_session(loaded) as session:
             return sendable(keys_on_hosts.read(session))
     except HostError as error:
         output.say(f"note: no API key from the head: {error.message}")
