@@ -45,6 +45,31 @@ def test_an_instance_that_comes_up_between_two_looks_at_the_clock_is_taken() -> 
         loop.close()
 
 
+def test_an_outage_that_says_503_does_not_shrink_what_comes_after_it() -> None:
+    """A gateway whose engine starts anew refuses one row every few seconds, for minutes."""
+
+    async def places_after(probes: int) -> int:
+        instances = Instances(
+            [Upstream("one", Address("127.0.0.1", 1))],
+            create("round_robin"),
+            cap=64,
+            chance=random.Random(1),
+        )
+        (only,) = instances.all
+        now = 0.0
+        for _ in range(probes):
+            now += 60
+            assert only.room(now) > 0
+            only.taken()
+            only.refused(now, "HTTP 503", random.Random(1), None)
+        assert only.room(now + 60) == 1
+        only.taken()
+        only.answered(now + 60, 1.0, 1)
+        return only.room(now + 60)
+
+    assert asyncio.run(places_after(1)) == asyncio.run(places_after(20)) == 16
+
+
 def test_on_uvloop_many_may_wait_for_what_comes_up_within_the_same_millisecond() -> None:
     loop = pytest.importorskip("uvloop").new_event_loop()
 

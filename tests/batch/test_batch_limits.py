@@ -73,6 +73,18 @@ def test_rows_refused_together_halve_the_limit_once() -> None:
     assert places.limit == 16
 
 
+def test_the_way_up_from_a_single_row_is_short() -> None:
+    """Counted in rows of a single place, a pause of windows would be minutes of idle engine."""
+    places = Concurrency(256, start=2)
+    places.refused(0.0)
+    assert places.limit == 1
+    now, rows = 0.0, 0
+    while places.limit < 8:
+        now, rows = now + 1.0 / places.limit, rows + 1
+        places.completed(now, 10, saturated=True)
+    assert rows <= 160
+
+
 def test_the_limit_never_leaves_its_bounds() -> None:
     places = Concurrency(3)
     assert places.limit == 3

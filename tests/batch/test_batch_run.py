@@ -439,11 +439,36 @@ def test_the_input_stands_beside_the_answer_where_it_is_wanted(tmp_path: Path) -
     assert found == {1: rows[0], 2: rows[1]}
 
 
+def _knows_only_real(asked: Asked) -> Say:
+    model = str(asked.body["model"])
+    if model == "real":
+        return completion(asked.prompt)
+    return Say({"error": {"message": f"The model `{model}` does not exist."}}, status=404)
+
+
+def test_a_mistyped_model_is_said_once_and_not_in_every_row(tmp_path: Path) -> None:
+    prompts(tmp_path / "in.jsonl", 500)
+    with serving(_knows_only_real) as upstream:
+        with pytest.raises(UsageError, match="The model `reel` does not exist"):
+            run(spec_of(tmp_path, upstream, model="reel"))
+        assert len(upstream.asked) < 300
+        again = run(spec_of(tmp_path, upstream, model="real", restart=True))
+    assert (again.summary["ok"], again.summary["failed"]) == (500, 0)
+
+
+def test_a_row_s_own_mistyped_model_is_its_own_error(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "model": "reel"}, {"prompt": "b"}, {"prompt": "c", "model": "real-2"}]
+    write(tmp_path / "in.jsonl", *rows)
+    with serving(_knows_only_real) as upstream:
+        finished = run(spec_of(tmp_path, upstream, model="real"))
+    assert (finished.summary["ok"], finished.summary["failed"]) == (1, 2)
+
+
 def test_the_cost_ends_the_run_and_more_money_goes_on(tmp_path: Path) -> None:
     prompts(tmp_path / "in.jsonl", 50)
     effort = Effort(timeout_s=5, concurrency=2, price=Price(0, 1e6), max_cost=30)
     with serving() as upstream:
-        with pytest.raises(UsageError, match=r"the cost has reached \d+\.00 of 30: \d+ rows are"):
+        with pytest.raises(UsageError, match=r"the cost has reached \d+ of 30; rows left: \d+"):
             run(spec_of(tmp_path, upstream, effort=effort))
         assert 10 <= len(upstream.asked) <= 12
         assert run(spec_of(tmp_path, upstream)).summary["ok"] == 50

@@ -74,7 +74,8 @@ class Instance:
     def refused(
         self, now: float, reason: str, chance: random.Random, retry_after: float | None
     ) -> None:
-        self.places.refused(now)
+        if not self.failures:  # a single row that is refused does not say how many are too many
+            self.places.refused(now)
         self.lost(now, reason, chance, retry_after)
 
     def lost(

@@ -12,7 +12,7 @@ _STEP = 0.1
 _BACK_ON_LATENCY = 0.87
 _BACK_ON_REFUSAL = 0.5
 _SLOWED = 0.5
-_HOLD_WINDOWS = 8
+_HOLD_ROUNDS = 8
 _REFUSAL_WINDOW_S = 1.0
 
 
@@ -30,7 +30,7 @@ class Concurrency:
         self.cap = cap
         self._limit = min(float(cap), start)
         self._doubling = True
-        self._hold = 0
+        self._hold = 0  # rows until more are tried again
         self._before: tuple[float, float] | None = None
         self._settling = True
         self._refused = False
@@ -63,7 +63,8 @@ class Concurrency:
             return
         self._move(now, self._limit * _BACK_ON_REFUSAL)
         self._refused = True
-        self._hold, self._before = _HOLD_WINDOWS, None
+        self._before = None
+        self._hold = _HOLD_ROUNDS * self.limit
 
     def _judge(self, now: float, rate: float) -> None:
         limit, before = self._limit, self._before
@@ -72,19 +73,22 @@ class Concurrency:
             hoped = before[1] * (limit / before[0] - 1)
             if rate - before[1] < _WORTH * hoped:
                 back = before[0] if self._doubling else limit * _BACK_ON_LATENCY
-                self._doubling, self._hold = False, _HOLD_WINDOWS
                 self._before = None
-                self._move(now, back)
+                self._go_back(now, back)
                 return
         elif before is not None and limit == before[0] and rate < before[1] * _SLOWED:
-            self._doubling, self._hold = False, _HOLD_WINDOWS
-            self._move(now, limit * _BACK_ON_LATENCY)
+            self._go_back(now, limit * _BACK_ON_LATENCY)
             return
         self._grow(now)
 
+    def _go_back(self, now: float, wanted: float) -> None:
+        self._doubling = False
+        self._move(now, wanted)
+        self._hold = _HOLD_ROUNDS * self.limit
+
     def _grow(self, now: float) -> None:
         if self._hold:
-            self._hold -= 1
+            self._hold = max(0, self._hold - self._seen)
             self._restart_window(now)
         elif self._saturated:
             step = self._limit if self._doubling else max(1.0, self._limit * _STEP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -23,8 +24,9 @@ from vllmdeploy.routing.upstream import ANY_REQUEST, Request, affinity_of
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What happens to an answer, and how often a row is tried."""
+    """What happens to an answer, and how often a row is tried. `model`: for rows that name none."""
 
+    model: str | None = None
     parse: Parse | None = None
     retries: int = 5
     repairs: int = 1
@@ -116,6 +118,11 @@ class RowCalls:
                 self.cost += self._price.of(prompt, made)
                 if self._token_pace is not None:
                     self._token_pace.debit(now, prompt + made)
+            case Verdict.REJECTED if self._is_of_every_row(answer):
+                raise UsageError(
+                    f"{instance.name}: {answer.message}",
+                    hint="give --model one that is served, and --restart",
+                )
             case Verdict.REJECTED:
                 instance.rejected(now)
             case Verdict.BUSY:
@@ -127,6 +134,15 @@ class RowCalls:
                     f"{instance.name}: {answer.message}",
                     hint="give the key with --api-key-file, then run the same command: it goes on",
                 )
+
+    def _is_of_every_row(self, answer: Answer) -> bool:
+        """A model that is not served, where it is ours and nothing was answered yet: a million
+        error rows would say no more."""
+        model = self._steps.model
+        if answer.status != 404 or not model or any(one.ok for one in self._instances.all):
+            return False
+        named = rf"(?<![\w./-]){re.escape(model)}(?![\w/-])"
+        return re.search(named, answer.message) is not None
 
     def _failed(self, instance: Instance, failure: CallFailed, started: float) -> _Attempt:
         now = self._loop.time()

@@ -185,14 +185,16 @@ def _call_rows(
     journal.begin()
     if spec.retry_errors:
         journal.drop_errors()
-    rows = _parsed(spec, file, spec.shape(job.settings.get("model")), journal.done)
+    model = job.settings.get("model")
+    rows = _parsed(spec, file, spec.shape(model), journal.done)
     if spec.effort.by_prefix:
         rows = grouped(rows)
-    loops.run(lambda: _serve(spec, rows, found.lines, journal, around), around.stop)
+    loops.run(lambda: _serve(spec, model, rows, found.lines, journal, around), around.stop)
 
 
 async def _serve(
     spec: BatchSpec,
+    model: str | None,
     rows: Iterator[Row | BadRow | None],
     total: int,
     journal: Journal,
@@ -207,6 +209,7 @@ async def _serve(
         instances,
         calls,
         Steps(
+            model=model,
             parse=spec.parser(),
             retries=effort.retries,
             repairs=effort.repairs,

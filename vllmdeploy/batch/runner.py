@@ -82,8 +82,8 @@ class Runner:
             self._report()
         if self._spent:
             raise UsageError(
-                f"the cost has reached {self._calls.cost:.2f} of {self._bounds.max_cost:g}: "
-                f"{self._total - len(self._journal.done)} rows are left",
+                f"the cost has reached {self._calls.cost:.3g} of {self._bounds.max_cost:g}; "
+                f"rows left: {self._total - len(self._journal.done)}",
                 hint="run the same command with a higher --max-cost: it goes on",
             )
 

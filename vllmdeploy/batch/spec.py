@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from vllmdeploy.batch.limits import Price
+from vllmdeploy.batch.limits import FREE, Price
 from vllmdeploy.batch.lines import MAX_LINE_BYTES
 from vllmdeploy.batch.parsing import Parse, parser_of, schema_parser, structured
 from vllmdeploy.batch.records import Read, Shape
@@ -80,11 +80,14 @@ class BatchSpec:
             "--timeout": effort.timeout_s,
             "--rate": effort.rows_per_second,
             "--tokens-per-minute": effort.tokens_per_minute,
+            "--max-cost": effort.max_cost,
             "--max-tokens": self.max_tokens,
         }
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise UsageError(f"{name} {value}: must be above zero")
+        if effort.max_cost is not None and effort.price == FREE:
+            raise UsageError("--max-cost without a price would never stop it", hint="add --price")
         if effort.retries < 0 or effort.repairs < 0:
             raise UsageError("--retries: must not be below zero")
         if self.order not in ORDERS:

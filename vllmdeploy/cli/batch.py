@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -239,7 +240,7 @@ def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key-file {path}: cannot be read: {error}") from error
+        raise UsageError(f"--api-key-file {path}: cannot be read: {_why(error)}") from error
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(
             f"--api-key-file {path}: must hold one key", hint="one line of printable characters"
@@ -247,9 +248,15 @@ def _read_key(path: Path) -> str:
     return key
 
 
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _prices(text: str) -> tuple[float, float]:
     try:
         prompt, completion = (float(part) for part in text.split(","))
+        if not (0 <= prompt < inf and 0 <= completion < inf):
+            raise ValueError
     except ValueError as error:
         raise UsageError(f"--price {text}: must be two numbers, as in 0.5,1.5") from error
     return prompt, completion
@@ -269,7 +276,7 @@ def _template_hooks(path: Path | None) -> Hooks:
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
         compiled = environment.from_string(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--template {path}: cannot be read: {error}") from error
+        raise UsageError(f"--template {path}: cannot be read: {_why(error)}") from error
     except TemplateSyntaxError as error:
         raise UsageError(f"--template {path}:{error.lineno}: {error.message}") from error
     import hashlib
