@@ -17,7 +17,7 @@ from vllmdeploy.batch.progress import InstanceProgress, Progress, duration, save
 from vllmdeploy.cli.batch import app
 from vllmdeploy.cli.batch_progress import PlainLines, bar
 from vllmdeploy.cli.context import World
-from vllmdeploy.errors import EXIT_BATCH_ERRORS, Locked, UsageError
+from vllmdeploy.errors import EXIT_BATCH_ERRORS, Locked, NotHealthy, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +121,13 @@ def test_parse_and_schema() -> None:
         assert run(upstream, "--schema", "s.json", "--order", "input")[0] == 0
     rows = [json.loads(line) for line in Path("out/results.jsonl").read_bytes().splitlines()]
     assert [row["parsed"] for row in rows] == [{"score": 1}] * 2
+
+
+def test_the_head_of_the_list_is_asked_where_nobody_is_named() -> None:
+    Path("config.env").write_text("API_PORT=9\nAPI_AUTH=none\nAPI_ALLOW=10.0.0.0/8\n")
+    Path("worker_nodes.txt").write_text("127.0.0.1\n127.0.0.2 head=yes\n")
+    with pytest.raises(NotHealthy, match=r"http://127\.0\.0\.2:9: connection refused"):
+        call("run", "in.jsonl", "-o", "out", "--give-up-after", "0.1")
 
 
 def test_the_key_comes_from_a_file() -> None:

@@ -88,6 +88,9 @@ def test_once_more_is_nothing_to_do_and_status_shows_it(served: Said, run: Run) 
     shown = json.loads(run("status", "--json").out)
     (front,) = (one for one in shown["hosts"] if one["host"] == "front-01")
     assert (front["role"], front["group"], front["ip"]) == ("gateway", "gateway", "10.7.0.3")
+    assert [(one["host"], one["address"], one["state"]) for one in shown["gateways"]] == [
+        ("front-01", "http://front-01:8000", "ready")
+    ]
     assert [one["state"] for one in shown["services"]] == ["ready"]
 
 

@@ -54,6 +54,7 @@ def container(state: str) -> Container:
 
 
 RUNNING = (container("running"),)
+BACK = "`vllmdeploy up` or `vllmdeploy instances restart m --number 1` brings it back"
 
 
 @pytest.mark.parametrize(
@@ -69,13 +70,13 @@ RUNNING = (container("running"),)
         pytest.param(
             bare("gpu-01", "10.0.0.1"),
             "absent",
-            "its node is not there; `vllmdeploy up` brings it back",
+            f"its node is not there; {BACK}",
             id="absent",
         ),
         pytest.param(
             bare("gpu-01", "10.0.0.1", containers=(container("exited"),)),
             "stopped",
-            "its node is exited (0); `vllmdeploy up` brings it back",
+            f"its node is exited (0); {BACK}",
             id="stopped",
         ),
         pytest.param(
@@ -92,7 +93,7 @@ RUNNING = (container("running"),)
                 wardens={NODE: Warden(state="crash-loop", reason="5 failures in 15 min")},
             ),
             "crash-loop",
-            "5 failures in 15 min; `vllmdeploy up` brings it back",
+            f"5 failures in 15 min; {BACK}",
             id="given up",
         ),
         pytest.param(

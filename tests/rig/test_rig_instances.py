@@ -201,13 +201,15 @@ def test_up_brings_back_what_does_not_run_and_status_says_what_that_is(tmp_path:
         made.succeeds("down", "--yes")
         gone = made.succeeds("status")
         assert f"m-2       localhost  -      http://127.0.0.1:{made.ports[1]}  absent" in gone
-        assert "`vllmdeploy up` brings it back" in gone
+        assert "`vllmdeploy instances restart m --number 2` brings it back" in gone
+        assert "localhost  absent  0         it is not there; `vllmdeploy up` makes it" in gone
         assert "create rig-instances-" in made.succeeds("up", "--dry-run")
 
         made.succeeds("up", "--yes")
         assert made.states("check") == {"m-1": "answers", "m-2": "answers"}
         assert made.ask(key)["text"] == " Paris"
-        assert json.loads(made.succeeds("status", "--json"))["healthy"]
+        well = json.loads(made.succeeds("status", "--json"))
+        assert (well["healthy"], [one["state"] for one in well["gateways"]]) == (True, ["ready"])
         assert "nothing to do" in made.runs("up", "--yes").stderr
 
 

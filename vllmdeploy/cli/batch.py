@@ -12,13 +12,13 @@ import typer
 
 from vllmdeploy.cli import output
 from vllmdeploy.cli.context import world
-from vllmdeploy.errors import EXIT_BATCH_ERRORS, EXIT_INTERRUPTED, UsageError
+from vllmdeploy.errors import EXIT_BATCH_ERRORS, UsageError
 
 if TYPE_CHECKING:
     from vllmdeploy.batch.conclude import Finished
     from vllmdeploy.batch.ray_engines import EngineSpec
     from vllmdeploy.batch.spec import BatchSpec, Hooks
-    from vllmdeploy.config.settings import Settings
+    from vllmdeploy.config.settings import Loaded, Settings
 
 app = typer.Typer(help="JSONL in, JSONL out, every row exactly once.", no_args_is_help=True)
 
@@ -100,13 +100,14 @@ def run(
     from vllmdeploy.batch.urls import upstreams_of
     from vllmdeploy.cli.batch_ray import engine_spec, model_name
 
-    settings = world(context).loaded(bare_names=True, fleet=False).settings
+    loaded = world(context).loaded(bare_names=True, fleet=False)
+    settings = loaded.settings
     prompt_price, completion_price = _prices(price)
     own = _is_ray(engine, upstream, model)
     spec = BatchSpec(
         input=input_path or settings.input_jsonl,
         output=output_dir or settings.output_dir,
-        upstreams=() if own else upstreams_of(upstream or _usual_upstreams(settings)),
+        upstreams=() if own else upstreams_of(upstream or _usual_upstreams(loaded)),
         key=_key(context, settings, api_key_file, own=own or bool(upstream)),
         model=model_name(model) if own else model or (None if upstream else settings.default_model),
         max_tokens=max_tokens,
@@ -167,14 +168,10 @@ def _run(spec: BatchSpec, engines: EngineSpec | None = None) -> Finished:
     from vllmdeploy.cli.batch_progress import shown
     from vllmdeploy.cli.batch_ray import run_on_ray
 
-    try:
-        with shown() as listener:
-            if engines is not None:
-                return run_on_ray(spec, engines, listener)
-            return run_batch(spec, listener=listener, say=output.say)
-    except KeyboardInterrupt:
-        output.say("interrupted; the same command goes on from here")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with shown() as listener:
+        if engines is not None:
+            return run_on_ray(spec, engines, listener)
+        return run_batch(spec, listener=listener, say=output.say)
 
 
 def _conclude(finished: Finished, *, json: bool) -> None:
@@ -215,16 +212,15 @@ def _speed(progress: Mapping[str, object]) -> str:
     return ", ".join([*words, f"waiting: {waiting}"] if waiting else words)
 
 
-def _usual_upstreams(settings: Settings) -> list[str]:
+def _usual_upstreams(loaded: Loaded) -> list[str]:
     """The instances where VLLM_PORTS names them, else the gateway."""
+    from vllmdeploy.config.front_door import api_url
+
+    settings = loaded.settings
     if settings.vllm_ports:
         ports = settings.vllm_ports if settings.use_multi_vllm else settings.vllm_ports[:1]
         return [f"http://{settings.vllm_host}:{port}" for port in ports]
-    from vllmdeploy.config.places import place
-
-    named = settings.gateway_hosts or ((settings.head_host,) if settings.head_host else ())
-    host = place(str(named[0])).address if named else "localhost"
-    return [f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"]
+    return [api_url(settings, loaded.fleet.offering[0])]
 
 
 def _key(context: typer.Context, settings: Settings, path: Path | None, *, own: bool) -> str:

@@ -201,6 +201,7 @@ def policy(
 
 @contextmanager
 def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdmin]:
+    from vllmdeploy.config.front_door import api_url
     from vllmdeploy.effects.gateway_admin import GatewayAdmin
 
     key = ""
@@ -208,8 +209,7 @@ def _admin(here: World, url: str, key_file: Path | None) -> Generator[GatewayAdm
         loaded = here.loaded()
         key_file = key_file or loaded.settings.admin_key_file
         if not url:
-            host = loaded.fleet.offering[0]
-            url = f"http://{host.ip or host.address}:{loaded.settings.api_port}"
+            url = api_url(loaded.settings, loaded.fleet.offering[0])
             # The fleet's own key goes to the fleet's own gateway only.
             key = _heads_key(here, loaded) if key_file is None else ""
     gateway = GatewayAdmin(url, key or _key(key_file))

@@ -9,6 +9,7 @@ from vllmdeploy.cli import output
 
 if TYPE_CHECKING:
     from vllmdeploy.plan.instances_known import Known
+    from vllmdeploy.workflows.gateway_status import GatewayStatus
     from vllmdeploy.workflows.status import FleetStatus, ServiceStatus
 
 
@@ -35,7 +36,9 @@ def status_text(seen: FleetStatus) -> str:
     warnings = (f"warning: {text}" for text in seen.warnings)
     services = (services_text(seen),) if seen.services else ()
     instances = (instances_text(seen.instances),) if seen.instances else ()
-    return "\n".join((output.table(headings, rows), summary, *services, *instances, *warnings))
+    gateways = (gateways_text(seen.gateways),) if seen.gateways else ()
+    parts = (output.table(headings, rows), summary, *services, *instances, *gateways, *warnings)
+    return "\n".join(parts)
 
 
 def services_text(seen: FleetStatus) -> str:
@@ -75,3 +78,10 @@ def instances_text(found: Sequence[Known]) -> str:
         (one.name, one.host, one.cards or "-", one.address, one.state, one.why) for one in found
     ]
     return output.table(headings, rows)
+
+
+def gateways_text(found: Sequence[GatewayStatus]) -> str:
+    headings = ("GATEWAY", "HOST", "STATE", "RESTARTS", "WHY")
+    return output.table(
+        headings, [(one.address, one.host, one.state, str(one.restarts), one.why) for one in found]
+    )

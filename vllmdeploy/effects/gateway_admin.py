@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import quote
@@ -92,8 +93,9 @@ class GatewayAdmin:
         return cast("dict[str, Any]", value)
 
     def _silent(self, method: str, path: str, error: httpx.HTTPError) -> NotHealthy:
+        words = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         return NotHealthy(
-            f"{self.url}: {method} {path}: {str(error) or type(error).__name__}",
+            f"{self.url}: {method} {path}: {words}",
             hint="is the gateway running? `vllmdeploy status`, or give --url",
         )
 

@@ -10,8 +10,6 @@ from vllmdeploy.plan.instances_wanted import node_name, slot_of
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.tools.vllm_services import Service
 
-BRINGS_BACK = "`vllmdeploy up` brings it back"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
@@ -29,6 +27,12 @@ class Known:
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def brings_back(one: Service) -> str:
+    """`up` mends all of a fleet, Ray too; whoever has instances only may not want that."""
+    restart = f"`vllmdeploy instances restart {one.belongs_to} --number {slot_of(one).number}`"
+    return f"`vllmdeploy up` or {restart} brings it back"
 
 
 def known(one: Service, state: str, why: str = "") -> Known:
@@ -52,11 +56,11 @@ def known_on(cluster: str, one: Service, host: FoundHost | VllmdeployError | Non
     name = node_name(cluster, one.name)
     node = next((node for node in host.ours(cluster) if node.name == name), None)
     if node is None:
-        return known(one, "absent", f"its node is not there; {BRINGS_BACK}")
+        return known(one, "absent", f"its node is not there; {brings_back(one)}")
     if not node.running:
-        return known(one, "stopped", f"its node is {node.state}; {BRINGS_BACK}")
+        return known(one, "stopped", f"its node is {node.state}; {brings_back(one)}")
     warden = host.wardens.get(name)
     if warden is None:
         return known(one, "starting", "its warden has not said anything yet")
-    reasons = (warden.reason, BRINGS_BACK if warden.state == "crash-loop" else "")
+    reasons = (warden.reason, brings_back(one) if warden.state == "crash-loop" else "")
     return known(one, warden.state, "; ".join(filter(None, reasons)))

@@ -10,7 +10,7 @@ from vllmdeploy.core.command import check as succeeded
 from vllmdeploy.core.reading import fields, json_object, strings
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.errors import VllmdeployError, last_line
-from vllmdeploy.plan.instances_known import BRINGS_BACK, Known, known
+from vllmdeploy.plan.instances_known import Known, brings_back, known
 from vllmdeploy.plan.instances_wanted import FoundInstances, node_name
 from vllmdeploy.tools.vllm_engine import canary
 from vllmdeploy.tools.vllm_services import Service
@@ -44,7 +44,7 @@ def checked(session: Session, name: str) -> tuple[Known, ...]:
 def _known(found: FoundInstances, one: Service) -> Known:
     state = found.engines.get(one.name)
     if state is None:
-        return known(one, "absent", f"its node is not up; {BRINGS_BACK}")
+        return known(one, "absent", f"its node is not up; {brings_back(one)}")
     return known(one, state.state, state.reason or state.problem)
 
 

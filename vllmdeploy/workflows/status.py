@@ -12,6 +12,11 @@ from vllmdeploy.plan.instances_known import Known
 from vllmdeploy.plan.observed import FoundHost, FoundNode, lone_worker
 from vllmdeploy.plan.service_gateways import front, gateway_of
 from vllmdeploy.tools.ray import RayCluster, RayNode
+from vllmdeploy.workflows.gateway_status import (
+    GatewayStatus,
+    gateway_state,
+    gateway_statuses,
+)
 from vllmdeploy.workflows.session import Session
 
 
@@ -43,12 +48,14 @@ class FleetStatus:
     services: tuple[ServiceStatus, ...] = ()
     instances: tuple[Known, ...] = ()
     """Engines outside Ray."""
+    gateways: tuple[GatewayStatus, ...] = ()
 
     @property
     def healthy(self) -> bool:
         hosts = all(host.state in _WELL for host in self.hosts)
         services = all(service.state == "ready" for service in self.services)
-        return hosts and services and all(one.well for one in self.instances)
+        fronts = all(gateway.state == "ready" for gateway in self.gateways)
+        return hosts and services and fronts and all(one.well for one in self.instances)
 
     def document(self) -> dict[str, Any]:
         return {**asdict(self), "healthy": self.healthy}
@@ -122,6 +129,7 @@ def fleet_status(
         warnings=(*_open_doors(session), *_not_in_the_list(groups)),
         services=services,
         instances=instances,
+        gateways=gateway_statuses(session, found, serving=bool(services or instances)),
     )
 
 
@@ -193,7 +201,7 @@ def _front_status(session: Session, host: Host, found: FoundHost | VllmdeployErr
         why = found.message.removeprefix(f"{host.name}: ").splitlines()[0]
         return replace(plain, why=why)
     node = gateway_of(session.wanted, found)
-    state, why = _front_state(found, node)
+    state, why = gateway_state(found, node)
     return replace(
         plain,
         state=state,
@@ -203,19 +211,6 @@ def _front_status(session: Session, host: Host, found: FoundHost | VllmdeployErr
         since=node.started_at if node else "",
         restarts=node.restarts if node else 0,
     )
-
-
-def _front_state(found: FoundHost, node: FoundNode | None) -> tuple[str, str]:
-    if found.engine.problem:
-        return "no docker", found.engine.problem
-    if node is None:
-        return "absent", "no gateway yet; it comes with the first service"
-    if not node.running:
-        return "stopped", node.stopped
-    warden = found.wardens.get(node.name)
-    if warden is None or warden.state == "running":
-        return "ready", ""
-    return warden.state, warden.reason
 
 
 def _state(
