@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tests.plan.builders import bare, instance, lines
 from vllmdeploy.core.card import Card, CardReport
 from vllmdeploy.core.plan import Draft, Plan
@@ -13,9 +15,12 @@ from vllmdeploy.plan import mps, mps_stop
 from vllmdeploy.plan.mps import FoundMps, MpsWanted
 from vllmdeploy.plan.mps_refusals import refusals
 from vllmdeploy.plan.mps_status import rows
+from vllmdeploy.plan.observed import FoundNode
+from vllmdeploy.plan.supervise import AsProcess, InDocker, InSystemd, Supervisor
 from vllmdeploy.tools.docker import Container
 from vllmdeploy.tools.mps_found import Client, Daemon, Mps, Server
 
+IN_DOCKER = InDocker(60)
 WANTED = MpsWanted(cluster="vllm", pipe="/tmp/nvidia-mps", log="/tmp/nvidia-log", uid=0)
 CARDS = tuple(Card(index=index, uuid=f"GPU-{index}", memory_total_mib=81_559) for index in (0, 1))
 OURS = Daemon(pid=77, uid=0, pipe="/tmp/nvidia-mps/card-1", cards=("GPU-1",), mark="vllm")
@@ -35,9 +40,9 @@ def started(what: MpsWanted, found: FoundMps) -> Plan:
     return draft.finished()
 
 
-def restarted(what: MpsWanted, found: FoundMps) -> Plan:
+def restarted(what: MpsWanted, found: FoundMps, runtime: Supervisor = IN_DOCKER) -> Plan:
     draft = Draft()
-    mps_stop.restart(draft, what, found)
+    mps_stop.restart(draft, what, found, runtime)
     return draft.finished()
 
 
@@ -149,9 +154,56 @@ def test_a_group_starts_anew_together_and_one_at_a_time() -> None:
 def test_a_client_that_is_not_of_the_group_is_named_and_spared() -> None:
     faulted = in_fault()
     (daemon,) = faulted.mps.daemons
-    assert list(mps_stop.in_use(faulted, [daemon], besides=["m-1", "m-2"])) == []
+    group = mps_stop.members("vllm", faulted)
+    assert [one.name for one in group] == ["m-1", "m-2"]
+    assert list(mps_stop.in_use(faulted, [daemon], besides=group)) == []
     assert list(mps_stop.in_use(faulted, [daemon], besides=())) == [
         "gpu-01: /tmp/nvidia-mps/card-1 is used by VLLM::EngineCor (pid 12) of container m-2"
+    ]
+
+
+def node(name: str) -> FoundNode:
+    return FoundNode(
+        name=name,
+        id=name,
+        role="instance",
+        group="default",
+        cluster="vllm",
+        running=True,
+        package="0123",
+        mps=OURS.pipe,
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "stop", "start"),
+    [
+        (InSystemd("python3"), "systemctl stop -- vllmdeploy-m-1", "systemctl start -- vllmdeploy"),
+        (AsProcess("python3"), "kill ", "/run/m-1"),
+    ],
+)
+def test_a_group_outside_containers_starts_anew_in_the_same_way(
+    runtime: Supervisor, stop: str, start: str
+) -> None:
+    clients = tuple(Client(pid=pid, node=f"m-{pid}") for pid in (1, 2))
+    server = Server(pid=78, status="FAULT", clients=clients)
+    found = host(replace(OURS, servers=(server,)), supervised=(node("m-1"), node("m-2")))
+    assert list(mps_stop.in_use(found, found.mps.daemons, besides=found.found.supervised)) == []
+    (row,) = rows("vllm", found)
+    assert "  client process (pid 1) in m-1" in row.remarks
+    plan = restarted(replace(WANTED, cards=(1,)), found, runtime)
+    assert lines(plan) == lines(restarted(replace(WANTED, cards=(1,)), in_fault()))
+    commands = {step.key: str(step.command) for step in plan}
+    assert stop in commands["gpu-01: stop m-1"]
+    assert start in commands["gpu-01: start m-1"]
+    assert "0123" in commands["gpu-01: await m-1"]
+
+
+def test_a_process_of_a_node_that_is_not_of_the_group_is_named_by_its_node() -> None:
+    server = Server(pid=78, clients=(Client(pid=5, program="python", node="other-m-1"),))
+    found = host(replace(OURS, servers=(server,)), supervised=(node("m-1"),))
+    assert list(mps_stop.in_use(found, found.mps.daemons, besides=found.found.supervised)) == [
+        "gpu-01: /tmp/nvidia-mps/card-1 is used by python (pid 5) of other-m-1"
     ]
 
 

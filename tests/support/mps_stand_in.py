@@ -83,7 +83,11 @@ class Control:
         return "FAULT\n" if int(pid) in self.faults else "ACTIVE\n"
 
     def do_get_client_list(self, pid: str) -> str:
-        return "".join(f"{one}\n" for one in self.clients.get(int(pid), []))
+        return "".join(f"{one}\n" for one in self.living(int(pid)))
+
+    def living(self, server: int) -> list[int]:
+        """A client that has ended is one no more."""
+        return [one for one in self.clients.get(server, []) if Path(f"/proc/{one}").exists()]
 
     def do_get_active_thread_percentage(self, pid: str) -> str:
         return f"{self.servers[int(pid)]['percentage']}\n"
@@ -139,7 +143,7 @@ class Control:
         deadline = time.monotonic() + LIFETIME_S
         listening.settimeout(0.1)
         while time.monotonic() < deadline and self.pipe.exists():
-            if self.ending and not any(self.clients[one] for one in self.servers):
+            if self.ending and not any(map(self.living, self.servers)):
                 break
             try:
                 connection, _ = listening.accept()

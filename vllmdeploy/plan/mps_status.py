@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllmdeploy.plan.mps import FoundMps, foreign
-from vllmdeploy.plan.mps_stop import members, orphans, same_container
+from vllmdeploy.plan.mps_stop import members, node_of, orphans
 from vllmdeploy.tools.mps_found import Daemon, Server
 
 
@@ -54,7 +54,7 @@ class Row:
 
 
 def rows(cluster: str, host: FoundMps) -> tuple[Row, ...]:
-    lost = tuple(_orphans(host))
+    lost = tuple(_orphans(cluster, host))
     if not host.mps.daemons:
         state = "no daemon" if host.mps.installed else "MPS is not installed"
         return (Row(host=host.name, name="-", state=state, remarks=lost),)
@@ -62,8 +62,8 @@ def rows(cluster: str, host: FoundMps) -> tuple[Row, ...]:
     return (replace(first, remarks=(*lost, *first.remarks)), *others)
 
 
-def _orphans(host: FoundMps) -> Iterator[str]:
-    names = ", ".join(one.name for one in orphans(host))
+def _orphans(cluster: str, host: FoundMps) -> Iterator[str]:
+    names = ", ".join(one.name for one in orphans(cluster, host))
     if names:
         yield (
             f"without their daemon, as after a reboot: {names}\n"
@@ -80,7 +80,7 @@ def _row(cluster: str, host: FoundMps, daemon: Daemon) -> Row:
         daemon=daemon,
         cards=cards,
         state=_state(cluster, daemon),
-        remarks=tuple(_remarks(host, daemon, cards)),
+        remarks=tuple(_remarks(cluster, host, daemon, cards)),
     )
 
 
@@ -101,15 +101,14 @@ def _percentages(daemon: Daemon) -> str:
     return f"{len(daemon.partitions)} partitions" if daemon.static else shown
 
 
-def _remarks(host: FoundMps, daemon: Daemon, cards: str) -> Iterator[str]:
-    names = {one.container.id: one.name for one in members(host)}
+def _remarks(cluster: str, host: FoundMps, daemon: Daemon, cards: str) -> Iterator[str]:
+    ours = members(cluster, host)
     for server in daemon.servers:
         state = server.status or "no status"
         who = "?" if server.uid is None else server.uid
         yield f"server {server.pid} of uid {who}: {state}"
         for client in server.clients:
-            lives = client.container
-            inside = next((name for key, name in names.items() if same_container(key, lives)), "")
+            inside = node_of(client, ours)
             yield f"  client {client}{f' in {inside}' if inside else ''}"
         if server.faulted:
             yield _fault(server, host.name, cards)

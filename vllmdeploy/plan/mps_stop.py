@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.plan import Draft, Run, Step, Wait
-from vllmdeploy.core.spec import MPS_LABEL
 from vllmdeploy.plan.mps import (
     FoundMps,
     MpsWanted,
@@ -17,10 +16,10 @@ from vllmdeploy.plan.mps import (
     start_scopes,
     write_modes,
 )
-from vllmdeploy.plan.supervise import InDocker
-from vllmdeploy.tools import docker, files, mps
-from vllmdeploy.tools.docker import Container
-from vllmdeploy.tools.mps_found import Daemon
+from vllmdeploy.plan.observed import FoundNode
+from vllmdeploy.plan.supervise import InDocker, Supervisor
+from vllmdeploy.tools import files, mps
+from vllmdeploy.tools.mps_found import Client, Daemon
 from vllmdeploy.tools.vllm_engine import START_LIMIT_S, parse_engine
 
 _END_S = 60.0
@@ -28,28 +27,25 @@ _END_S = 60.0
 _CLIENT_STOP_S = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A container of ours whose engine is a client of a daemon."""
-
-    container: Container
-    pipe: str
-
-    @property
-    def name(self) -> str:
-        return self.container.name
-
-
-def orphans(host: FoundMps) -> tuple[Member, ...]:
+def orphans(cluster: str, host: FoundMps) -> tuple[FoundNode, ...]:
     """Those whose daemon is gone, as after a reboot: they compute without it, taking turns."""
-    return tuple(one for one in members(host) if host.mps.at(one.pipe) is None)
+    return tuple(one for one in members(cluster, host) if host.mps.at(one.mps) is None)
 
 
-def members(host: FoundMps) -> tuple[Member, ...]:
-    return tuple(
-        Member(container=one, pipe=one.labels[MPS_LABEL])
-        for one in host.found.containers
-        if one.running and one.labels.get(MPS_LABEL)
+def members(cluster: str, host: FoundMps) -> tuple[FoundNode, ...]:
+    """Nodes of ours, containers or not, whose engines are clients of a daemon."""
+    return tuple(one for one in host.found.ours(cluster) if one.running and one.mps)
+
+
+def node_of(client: Client, nodes: Iterable[FoundNode]) -> str:
+    """The name of the one of these that a client lives in, empty where it is none of them."""
+    return next(
+        (
+            node.name
+            for node in nodes
+            if node.name == client.node or same_container(node.id, client.container)
+        ),
+        "",
     )
 
 
@@ -62,16 +58,18 @@ def meant(wanted: MpsWanted, host: FoundMps) -> tuple[Daemon, ...]:
     return tuple(one for one in ours if any(scope.serves(one) for scope in asked))
 
 
-def in_use(host: FoundMps, daemons: Sequence[Daemon], *, besides: Iterable[str]) -> Iterable[str]:
+def in_use(
+    host: FoundMps, daemons: Sequence[Daemon], *, besides: Sequence[FoundNode]
+) -> Iterable[str]:
     """Clients that would lose their card: they are named, and nothing is taken from them."""
     known = {one.id: one.name for one in host.found.containers}
-    spared = set(besides)
     for daemon in daemons:
         for client in daemon.clients:
+            if node_of(client, besides):
+                continue
             name = next((known[key] for key in known if same_container(key, client.container)), "")
-            if name not in spared or not name:
-                of = f" of container {name}" if name else ""
-                yield f"{host.name}: {daemon.pipe} is used by {client}{of}"
+            of = f" of container {name}" if name else f" of {client.node}" if client.node else ""
+            yield f"{host.name}: {daemon.pipe} is used by {client}{of}"
 
 
 def same_container(identifier: str, other: str) -> bool:
@@ -169,21 +167,23 @@ def _restore(
     return (done,)
 
 
-def restart(draft: Draft, wanted: MpsWanted, host: FoundMps, *, force: bool = False) -> None:
+def restart(
+    draft: Draft, wanted: MpsWanted, host: FoundMps, runtime: Supervisor, *, force: bool = False
+) -> None:
     """A daemon serves no new client until all of a faulted group are gone: so all of a group's
-    containers stop, then its daemon starts anew, then they do, one at a time."""
+    nodes stop, then its daemon starts anew, then they do, one at a time."""
     daemons = meant(wanted, host)
     again = _again(wanted, host, daemons)
     pipes = {daemon.pipe for daemon in daemons} | {scope.pipe for scope in again}
-    group = [one for one in members(host) if one.pipe in pipes]
+    group = [one for one in members(wanted.cluster, host) if one.mps in pipes]
     cause = _fault(daemons) or "mps restart"
-    stopped = tuple(_stop_member(draft, host, one, cause) for one in group)
+    stopped = tuple(_stop_member(draft, host, one, runtime, cause) for one in group)
     ended = tuple(_end(draft, host, one, stopped, force=force, cause=cause) for one in daemons)
     # What was exclusive stays so, and what it was before stays written down.
     wished = replace(wanted, exclusive=wanted.exclusive or bool(host.mps.saved))
     ready = start_scopes(draft, wished, host, again, ended or stopped, cause="mps restart")
     for one in group:
-        ready = (_start_member(draft, host, one, ready or ended),)
+        ready = (_start_member(draft, host, one, runtime, ready or ended),)
 
 
 def _again(wanted: MpsWanted, host: FoundMps, daemons: Sequence[Daemon]) -> list[Scope]:
@@ -208,15 +208,30 @@ def _fault(daemons: Sequence[Daemon]) -> str:
     )
 
 
-def _stop_member(draft: Draft, host: FoundMps, member: Member, cause: str) -> str:
-    command = docker.stop(member.name, stop_s=_CLIENT_STOP_S)
-    return _step(draft, host, "stop", member.name, command, (), cause)
+def _supervisor(host: FoundMps, node: FoundNode, runtime: Supervisor) -> Supervisor:
+    """Who has this node: a container may be left from before RUNTIME was changed."""
+    contained = any(one.name == node.name for one in host.found.containers)
+    return InDocker(_CLIENT_STOP_S) if contained else runtime
 
 
-def _start_member(draft: Draft, host: FoundMps, member: Member, needs: tuple[str, ...]) -> str:
+def _stop_member(
+    draft: Draft, host: FoundMps, node: FoundNode, runtime: Supervisor, cause: str
+) -> str:
+    command = _supervisor(host, node, runtime).stop(node, host.found.access.layout)
+    return _step(draft, host, "stop", node.name, command, (), cause)
+
+
+def _start_member(
+    draft: Draft, host: FoundMps, member: FoundNode, runtime: Supervisor, needs: tuple[str, ...]
+) -> str:
     """The next one begins once this one's engine is up: vLLM measures what memory is free."""
-    begun = _step(draft, host, "start", member.name, docker.start(member.name), needs, "its group")
-    question = InDocker().ctl(member.name, host.found.access.layout, "", "status")
+    access, owner = host.found.access, _supervisor(host, member, runtime)
+    layout = access.layout
+    begun = _step(
+        draft, host, "start", member.name, owner.start(member, layout), needs, "its group"
+    )
+    question = owner.ctl(member.name, layout, member.package, "status")
+    log = ("its last lines", access.of(owner.logs(member.name, layout, tail=30)))
 
     def missing(result: Result) -> str | None:
         state = parse_engine(result, member.name)
@@ -229,10 +244,9 @@ def _start_member(draft: Draft, host: FoundMps, member: Member, needs: tuple[str
             subject=member.name,
             cause="its engine answers before the next of its group begins",
             action=Wait(
-                host.found.access.of(question), missing, limit_s=START_LIMIT_S, every_s=2.0
+                access.of(question), missing, limit_s=START_LIMIT_S, every_s=2.0, explain=(log,)
             ),
             needs=(begun,),
-            hint=f"docker logs {member.name}",
         )
     )
 

@@ -14,6 +14,7 @@ from vllmdeploy.core.spec import (
     FINGERPRINT_LABEL,
     GENERATION_LABEL,
     GROUP_LABEL,
+    MPS_LABEL,
     PACKAGE_LABEL,
     ROLE_LABEL,
     STANDS_IN_LABEL,
@@ -46,6 +47,8 @@ class FoundNode:
     image_id: str = ""
     started_at: str = ""
     restarts: int = 0
+    mps: str = ""
+    """The folder of the MPS daemon whose client its engine is."""
     stands_in_for: str = ""
     """The dead host whose place this one's spare host took."""
 
@@ -83,6 +86,7 @@ def labelled_node(
         generation=whole(labels.get(GENERATION_LABEL, "")) or 0,
         cards=tuple(card for card in map(whole, cards) if card is not None and card >= 0),
         package=labels.get(PACKAGE_LABEL, ""),
+        mps=labels.get(MPS_LABEL, ""),
         stands_in_for=labels.get(STANDS_IN_LABEL, ""),
     )
 

@@ -18,12 +18,14 @@ DEFAULT_LOG = "/var/log/nvidia-mps"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A process that computes through a server; `container`: Docker's id of where it lives."""
+    """A process that computes through a server; `container`: Docker's id of where it lives;
+    `node`: the node of ours whose warden started it."""
 
     pid: int
     uid: int | None = None
     program: str = ""
     container: str = ""
+    node: str = ""
 
     def __str__(self) -> str:
         return f"{self.program or 'process'} (pid {self.pid})"
@@ -90,6 +92,18 @@ else bounded() { "$@"; }; fi
 ask() { printf '%s\\n' "$2" | CUDA_MPS_PIPE_DIRECTORY=$1 bounded nvidia-cuda-mps-control 2>&1; }
 uid_of() { sed -n 's/^Uid:[^0-9]*\\([0-9]*\\).*/\\1/p' "/proc/$1/status" 2>/dev/null; }
 of() { tr '\\0' '\\n' < "/proc/$1/environ" 2>/dev/null | sed -n "s/^$2=//p" | head -n 1; }
+node_of() {
+  up=$1 steps=0
+  while [ "${up:-0}" -gt 1 ] && [ $steps -lt 20 ]; do
+    words=$(tr '\\0' ' ' < "/proc/$up/cmdline" 2>/dev/null)
+    case $words in *' -m vllmdeploy.node.warden --name '*)
+      words=${words#* -m vllmdeploy.node.warden --name }
+      printf %s "${words%% *}"
+      return;;
+    esac
+    up=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$up/status" 2>/dev/null) steps=$((steps + 1))
+  done
+}
 say() { printf '@@%s@@%s\\n' "$1" "$2"; }
 server() {
   say server "$2"
@@ -99,7 +113,8 @@ server() {
   for client in $(ask "$1" "get_client_list $2"); do
     case $client in *[!0-9]*) continue;; esac
     container=$(grep -oE '[0-9a-f]{64}' "/proc/$client/cgroup" 2>/dev/null | tail -n 1)
-    say client "$client:$(uid_of "$client"):$container:$(cat "/proc/$client/comm" 2>/dev/null)"
+    where="$container:$(node_of "$client")"
+    say client "$client:$(uid_of "$client"):$where:$(cat "/proc/$client/comm" 2>/dev/null)"
   done
   say fault "$(grep " $2\\]" "$3/server.log" 2>/dev/null | grep -iE 'fatal|fault' | tail -n 1)"
 }
@@ -228,8 +243,10 @@ def _server(said: Said) -> Server:
 
 
 def _client(value: str) -> Client:
-    pid, uid, container, program = value.split(":", 3)
-    return Client(pid=whole(pid) or 0, uid=whole(uid), program=program, container=container)
+    pid, uid, container, node, program = value.split(":", 4)
+    return Client(
+        pid=whole(pid) or 0, uid=whole(uid), program=program, container=container, node=node
+    )
 
 
 def _percentage(text: str) -> str:

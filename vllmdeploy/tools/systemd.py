@@ -172,6 +172,11 @@ def start(name: str) -> Command:
     return Command(("systemctl", "start", "--", unit_name(name)), root=True)
 
 
+def stop(name: str, *, stop_s: int) -> Command:
+    command = Command(("systemctl", "stop", "--", unit_name(name)), root=True)
+    return command.within(stop_s + 60.0)
+
+
 def restart(name: str, *, stop_s: int) -> Command:
     command = Command(("systemctl", "restart", "--", unit_name(name)), root=True)
     return command.within(stop_s + 60.0)

@@ -16,6 +16,7 @@ from vllmdeploy.plan.mps import FoundMps, MpsWanted, Per
 from vllmdeploy.plan.mps_refusals import refusals
 from vllmdeploy.plan.mps_share import container_uid
 from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.supervise import supervisor
 from vllmdeploy.tools.mps_found import Daemon, found, saved_modes
 from vllmdeploy.workflows.logs import chosen
 from vllmdeploy.workflows.session import Session
@@ -116,15 +117,15 @@ def decide_restart(session: Session, options: MpsOptions) -> Plan:
         daemons = mps_stop.meant(wished, host)
         reasons += refusals(wished, _without(host, daemons))
         if not options.force:
-            group = [one.name for one in mps_stop.members(host)]
+            group = mps_stop.members(wanted.cluster, host)
             reasons += mps_stop.in_use(host, daemons, besides=group)
-        mps_stop.restart(draft, wished, host, force=options.force)
+        mps_stop.restart(draft, wished, host, supervisor(session.wanted), force=options.force)
     _refuse(reasons, hint="end them first, or say --force")
     return draft.finished()
 
 
 def _per_now(wanted: MpsWanted, host: FoundMps) -> Per:
-    used = {one.pipe for one in mps_stop.members(host)}
+    used = {one.mps for one in mps_stop.members(wanted.cluster, host)}
     return "host" if host.mps.at(wanted.pipe) or wanted.pipe in used else "card"
 
 

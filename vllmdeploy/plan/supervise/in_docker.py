@@ -58,6 +58,9 @@ class InDocker:
     def start(self, node: FoundNode, layout: Layout) -> Command:
         return docker.start(node.name)
 
+    def stop(self, node: FoundNode, layout: Layout) -> Command:
+        return docker.stop(node.name, stop_s=self.stop_s)
+
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         return (docker.restart(node.name, stop_s=self.stop_s),)
 

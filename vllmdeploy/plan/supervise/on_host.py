@@ -116,6 +116,9 @@ class AsProcess:
     def start(self, node: FoundNode, layout: Layout) -> Command:
         return process.start(layout.run(node.name))
 
+    def stop(self, node: FoundNode, layout: Layout) -> Command:
+        return process.stop(layout.run(node.name), stop_s=self.stop_s)
+
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         run = layout.run(node.name)
         return (process.stop(run, stop_s=self.stop_s), process.start(run))
@@ -174,6 +177,9 @@ class InSystemd:
 
     def start(self, node: FoundNode, layout: Layout) -> Command:
         return systemd.start(node.name)
+
+    def stop(self, node: FoundNode, layout: Layout) -> Command:
+        return systemd.stop(node.name, stop_s=self.stop_s)
 
     def restart(self, node: FoundNode, layout: Layout) -> tuple[Command, ...]:
         return (systemd.restart(node.name, stop_s=self.stop_s),)
