@@ -222,7 +222,7 @@ def test_every_reason_is_told_at_once_and_nothing_is_touched(up: ScriptedHost, r
     assert (refused.code, refused.out) == (6, "")
     for words in (
         "gpu-01: model",
-        "vllmdeploy sync x",
+        "vllmdeploy model sync x",
         "3 cards are needed, 2 of 2 are free (gpu-01: 1, gpu-02: 1)",
         "vLLM 0.17.0 has no --max-modle-len; did you mean --max-model-len?",
         "--port is not given here",

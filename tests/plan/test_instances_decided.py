@@ -174,7 +174,7 @@ def test_every_reason_is_said_at_once() -> None:
         "  'a b' cannot be the name of instances: letters, digits, '.', '_' and '-' only,"
         " 100 at most, a letter or digit first",
         "  gpu-02: model /data/models/m: not there",
-        "  bring it to every host with: vllmdeploy sync m",
+        "  bring it to every host with: vllmdeploy model sync m",
         "  8 attention heads cannot be divided by tensor parallel size 3",
         "  --port is not given here: use ENGINE_PORTS, or API_PORT for the gateway",
         "  vLLM 0.17.0 has no --max-modl-len",

@@ -140,7 +140,7 @@ def test_a_model_that_is_not_on_every_host_offers_sync() -> None:
     found = group(models={"gpu-01": MODEL, "gpu-02": FoundModel()})
     assert refused(found=found) == (
         "gpu-02: model /data/models/m: not there",
-        "bring it to every host with: vllmdeploy sync m",
+        "bring it to every host with: vllmdeploy model sync m",
     )
 
 

@@ -242,7 +242,7 @@ def model_of(
         if head and not one.problem and one.digest != head.digest:
             reasons.append(f"{host}: model {folder} is another copy than on {first}")
     if reasons:
-        reasons.append(f"bring it to every host with: vllmdeploy sync {name}")
+        reasons.append(f"bring it to every host with: vllmdeploy model sync {name}")
     if head is None or head.problem:
         return None, tuple(reasons)
     try:

@@ -120,5 +120,5 @@ def _models_lacking(session: Session, group: FoundServices) -> Iterator[str]:
             if problem := ask_one(session.shells[spare], folder(path), way).problem:
                 yield (
                     f"{spare}: model {path}: {problem}; services that come here need it:"
-                    f" vllmdeploy sync {model}"
+                    f" vllmdeploy model sync {model}"
                 )
