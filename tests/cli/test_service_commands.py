@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,9 +333,17 @@ def test_keys_of_the_user_are_copied_and_networks_do_without(
     assert (started.code, "API key" in started.out) == (0, False)
     assert (up.state / "secrets/gateway/api_keys").read_text() == "me:sk-of-mine\n"
     assert 'Bearer $KEY"' in started.out
+    assert re.search(r"^KEY: one of \S*keys$", started.out, re.MULTILINE)
     (open_folder / "keys").unlink()
     missing = run("start-service", "m", "--name", "n", "--yes")
     assert (missing.code, "keys: cannot be read" in missing.err) == (2, True)
+
+
+def test_a_key_that_was_shown_before_is_not_left_a_riddle(up: ScriptedHost, run: Run) -> None:
+    assert "KEY: " not in run("start-service", "m", "--yes").out
+    assert run("stop-service", "m", "--yes").code == 0
+    again = run("start-service", "m", "--yes")
+    assert "`vllmdeploy keys add NAME` makes another" in again.out.splitlines()[-1], again.err
 
 
 def test_generate_shows_the_answer_as_it_comes(up: ScriptedHost, run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,12 +112,15 @@ def start(
 
 def _invitation(settings: Settings, decided: InstancesPlan) -> str:
     """As that of a generating model, with what is asked of this one."""
-    shown = invitation(settings, decided.keys, decided.name, decided.address)
-    asking = shown.partition(" -d ")[0].replace("/generate", "/rerank")
     documents = ["Bananas are yellow.", "Paris is the capital of France."]
-    query = "What is the capital of France?"
-    body = json.dumps({"model": decided.name, "query": query, "documents": documents})
-    return f"{asking} -d '{body}'"
+    return invitation(
+        settings,
+        decided.keys,
+        decided.name,
+        decided.address,
+        route="/rerank",
+        asking={"query": "What is the capital of France?", "documents": documents},
+    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from vllmdeploy.cli.context import World, world
 from vllmdeploy.core.host import DEFAULT_GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vllmdeploy.config.settings import Settings
     from vllmdeploy.workflows.service import ServicePlan
@@ -237,8 +238,21 @@ def _carry_out(
             )
 
 
-def invitation(settings: Settings, keys: Keys, model: str, address: str) -> str:
+_HELLO = MappingProxyType({"prompt": "Hello, I am a", "max_tokens": 50})
+
+
+def invitation(
+    settings: Settings,
+    keys: Keys,
+    model: str,
+    address: str,
+    *,
+    route: str = "/generate",
+    asking: Mapping[str, object] = _HELLO,
+) -> str:
     """A line that works from another machine, and keys that nobody has seen before."""
+    import json
+
     lines: list[str] = []
     if keys.new_key:
         lines.append(f"API key (shown once, kept on the head): {keys.new_key}")
@@ -249,9 +263,13 @@ def invitation(settings: Settings, keys: Keys, model: str, address: str) -> str:
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:
         header = header.replace("'", '"')
-    body = '{"model": "%s", "prompt": "Hello, I am a", "max_tokens": 50}' % model  # noqa: UP031
+    body = json.dumps({"model": model, **asking})
     lines.append(
-        f"curl http://{host}:{settings.api_port}/generate{header}"
+        f"curl http://{host}:{settings.api_port}{route}{header}"
         f" -H 'Content-Type: application/json' -d '{body}'"
     )
+    if header and not keys.new_key:
+        another = "as it was shown when it was made; `vllmdeploy keys add NAME` makes another"
+        file = settings.api_keys_file
+        lines.append(f"KEY: {another if file is None else f'one of {file}'}")
     return "\n".join(lines)
