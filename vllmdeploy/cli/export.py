@@ -11,10 +11,12 @@ from vllmdeploy.cli import output
 from vllmdeploy.cli.carry import carry_out, show_plan
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.cli.service import DryRun, EndingInFlags, Yes
+from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vllmdeploy.config.settings import Loaded
     from vllmdeploy.workflows.export_files import Kind
 
 Model = Annotated[str, typer.Argument(help="Model in MODEL_PATH: its name or repository id.")]
@@ -86,6 +88,13 @@ def compose(
     count: CountOption = None,
     ports: PortsOption = None,
     name: Named = "",
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="As `rerank start` has it, on port 8888.")
+    ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="With --rerank: production, low-resource or multi-gpu."),
+    ] = None,
     cards: Cards = 8,
     to: To = None,
     force: Force = False,
@@ -93,8 +102,14 @@ def compose(
     """Write a compose.yaml for instances and their gateway for each host; no host is asked.
 
     Example: vllmdeploy export compose Llama-2-7b --gpus-per-instance 2 --to compose
+    Example: vllmdeploy export compose Qwen3-Reranker-4B --rerank --profile low-resource
     """
     wish = (gpus_per_instance, count, ports, name)
+    if rerank:
+        _rerank(context, model, wish, profile, cards=cards, to=to, force=force)
+        return
+    if profile is not None:
+        raise UsageError("--profile goes with --rerank")
     _instances(context, "compose", model, wish, cards=cards, to=to, force=force)
 
 
@@ -141,6 +156,44 @@ def _apply(here: World, tools: Sequence[str], *, dry_run: bool, yes: bool) -> No
             carry_out(here, session, decide_apply(session, tools), what, stop, yes=yes)
 
 
+def _rerank(
+    context: typer.Context,
+    model: str,
+    wish: tuple[int | None, int | None, str | None, str],
+    profile: str | None,
+    *,
+    cards: int,
+    to: Path | None,
+    force: bool,
+) -> None:
+    from vllmdeploy.plan.rerank import RENDERERS
+    from vllmdeploy.workflows.export_files import export_instances
+    from vllmdeploy.workflows.rerank_export import asked_offline, on_its_port
+
+    each, count, ports, name = wish
+    loaded = on_its_port(
+        _loaded(context, TENSOR_PARALLEL_SIZE=each, WORKERS=count, VLLM_PORTS=ports)
+    )
+    asked = asked_offline(loaded, model, profile, name, tuple(context.args))
+    if asked.from_profile:
+        output.say(f"note: from profile {asked.profile}: {', '.join(asked.from_profile)}")
+    if asked.rerank.max_workers and RENDERERS not in context.args:
+        output.say(
+            f"note: MAX_WORKERS={asked.rerank.max_workers} is left out: only its image says whether"
+            f" it has {RENDERERS}; where it has, add it after --"
+        )
+    folder = to or loaded.settings.project_path or Path.cwd()
+    for path in export_instances(
+        loaded, asked.instances, "compose", folder, cards=cards, force=force
+    ):
+        output.answer(str(path))
+
+
+def _loaded(context: typer.Context, **flags: object) -> Loaded:
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    return world(context).loaded(given, bare_names=True)
+
+
 def _instances(
     context: typer.Context,
     kind: Kind,
@@ -155,9 +208,7 @@ def _instances(
     from vllmdeploy.workflows.instances_asked import asked_of
 
     each, count, ports, name = wish
-    flags = {"TENSOR_PARALLEL_SIZE": each, "VLLM_PORTS": ports}
-    given = {key: str(value) for key, value in flags.items() if value is not None}
-    loaded = world(context).loaded(given, bare_names=True)
+    loaded = _loaded(context, TENSOR_PARALLEL_SIZE=each, VLLM_PORTS=ports)
     settings = loaded.settings
     asked = asked_of(
         settings,

@@ -15,7 +15,7 @@ from vllmdeploy.errors import UsageError
 from vllmdeploy.tools.vllm import Vllm
 
 _FAMILY = "Qwen3-Reranker"
-_RENDERERS = "--renderer-num-workers"
+RENDERERS = "--renderer-num-workers"
 _GIB_OF_MIB = 1024
 
 # The words are those that the model was trained with: it scores badly with any others.
@@ -85,18 +85,28 @@ def repository_of(size: ModelSize) -> str:
     return f"Qwen/{model_of(size)}"
 
 
+def size_of(model: str) -> ModelSize | None:
+    """Of one of ours by its name, None for any other."""
+    return next((size for size in MODEL_SIZES if model_of(size) == model), None)
+
+
+def expected_config(size: ModelSize | None) -> str:
+    """What a checkpoint says of itself, as far as its size's name tells before anybody saw it."""
+    return _json({"architectures": ["Qwen3ForCausalLM"]}) if size else ""
+
+
 def engine_arguments(wanted: RerankWanted, config: str, vllm: Vllm) -> tuple[str, ...]:
     """Beside `--runner pooling`, which the task says: what this checkpoint needs to be a
     classifier, its template, and its rendering threads."""
     threads = wanted.max_workers
-    rendering = (_RENDERERS, str(threads)) if threads and vllm.knows(_RENDERERS) else ()
+    rendering = (RENDERERS, str(threads)) if threads and vllm.knows(RENDERERS) else ()
     return (*_checkpoint(wanted.model, config), *rendering)
 
 
 def rendering_threads(arguments: Sequence[str]) -> int | None:
     """What an engine was told of them."""
     pairs = dict(pairwise(arguments))
-    return whole(pairs[_RENDERERS]) if _RENDERERS in pairs else None
+    return whole(pairs[RENDERERS]) if RENDERERS in pairs else None
 
 
 def _checkpoint(model: str, config: str) -> tuple[str, ...]:
@@ -123,9 +133,9 @@ def _architectures(config: str) -> tuple[str, ...]:
 
 def notes(wanted: RerankWanted, vllm: Vllm, card_mib: int | None) -> Iterable[str]:
     """What is outside the table of sizes, and what the image cannot do."""
-    if wanted.max_workers and not vllm.knows(_RENDERERS):
+    if wanted.max_workers and not vllm.knows(RENDERERS):
         yield (
-            f"MAX_WORKERS={wanted.max_workers}: vLLM {vllm.version} has no {_RENDERERS};"
+            f"MAX_WORKERS={wanted.max_workers}: vLLM {vllm.version} has no {RENDERERS};"
             " it is the size of a client's pool only"
         )
     if wanted.size is None:

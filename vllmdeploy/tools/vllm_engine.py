@@ -130,7 +130,8 @@ def _ranks(rank: Rank) -> tuple[str, ...]:
 def _task(task: Task, vllm: Vllm) -> tuple[str, ...]:
     if task == "generate":
         return ()
-    if vllm.knows("--runner"):
+    # Nobody was asked for an export: then it is a recent one, which has no --task any more.
+    if vllm.knows("--runner") or vllm == Vllm():
         return ("--runner", "pooling")
     return ("--task", "embed" if task == "embed" else "score")
 
