@@ -255,3 +255,12 @@ def test_what_is_not_new_is_not_written(tmp_path: Path) -> None:
     before = path.stat().st_ino
     file.write(Kept().add(SPEC))
     assert path.stat().st_ino == before
+
+
+async def test_health_has_an_engine_s_own_threads_where_they_are_known(tmp_path: Path) -> None:
+    async with engines("m", "n") as (a, b):
+        fleet(tmp_path, {**entry(a, "a"), "max_workers": 2}, {**entry(b, "b"), "limit": 9})
+        async with started(tmp_path) as api:
+            await api.until_ready(2)
+            models = (await api.get("/health")).json()["models"]
+            assert {name: one["max_workers"] for name, one in models.items()} == {"m": 2, "n": 9}

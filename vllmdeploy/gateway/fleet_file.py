@@ -15,7 +15,7 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _KEYS = ("upstreams", "policy", "scheduling", "default_model")
 _UPSTREAM_KEYS = (
     *("id", "url", "models", "weight", "cost", "limit", "generation", "key_file"),
-    *("tensor_parallel_size", "max_num_seqs", "drain"),
+    *("tensor_parallel_size", "max_num_seqs", "max_workers", "drain"),
 )
 # Whether it is a whole number, the default, the least and the most.
 _NUMBERS: dict[str, tuple[bool, float, float, float]] = {
@@ -25,6 +25,7 @@ _NUMBERS: dict[str, tuple[bool, float, float, float]] = {
     "generation": (True, 0, 0, 2**53),
     "tensor_parallel_size": (True, 0, 0, 1_000_000),
     "max_num_seqs": (True, 0, 0, 1_000_000),
+    "max_workers": (True, 0, 0, 1_000_000),
 }
 
 
@@ -99,6 +100,7 @@ def upstream(value: object, where: str, problems: list[str]) -> UpstreamSpec | N
         key_file=key_file,
         tensor_parallel_size=int(numbers["tensor_parallel_size"]),
         max_num_seqs=int(numbers["max_num_seqs"]),
+        max_workers=int(numbers["max_workers"]),
         drain=drain is True,
     )
 

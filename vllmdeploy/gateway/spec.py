@@ -15,8 +15,9 @@ NO_WORKER: tuple[int, tuple[int, ...]] = (-1, ())
 class UpstreamSpec:
     """One upstream as it was asked for; without models, the engine is asked which it has.
 
-    The last two numbers are only told to those who ask for /health; 0 is not known. `drain`: it
-    gets nothing new, and what it works on goes on to its end.
+    The last three numbers are only told to those who ask for /health; 0 is not known.
+    `max_workers`: threads that it renders requests with. `drain`: it gets nothing new, and what it
+    works on goes on to its end.
     """
 
     id: str
@@ -29,6 +30,7 @@ class UpstreamSpec:
     key_file: str = ""
     tensor_parallel_size: int = 0
     max_num_seqs: int = 0
+    max_workers: int = 0
     drain: bool = False
 
 

@@ -18,7 +18,9 @@ from vllmdeploy.core.spec import (
     Mount,
     fingerprint,
 )
+from vllmdeploy.plan.instances_wanted import asked_of
 from vllmdeploy.plan.node import Member
+from vllmdeploy.plan.rerank import rendering_threads
 from vllmdeploy.plan.supervise import STOP_S, Made
 from vllmdeploy.plan.supervise.base import owner
 from vllmdeploy.plan.wanted import Wanted
@@ -86,6 +88,7 @@ def fleet_file(gateway: GatewayWanted, services: Sequence[Service], *, draining:
                 "generation": one.generation,
                 "tensor_parallel_size": one.tensor_parallel,
                 "max_num_seqs": one.max_num_seqs,
+                **_threads(one),
                 **({"drain": True} if one.name == draining else {}),
             }
             for one in sorted(services, key=lambda one: one.name)
@@ -95,6 +98,12 @@ def fleet_file(gateway: GatewayWanted, services: Sequence[Service], *, draining:
         "default_model": gateway.default_model,
     }
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _threads(one: Service) -> dict[str, int]:
+    """What an engine was told of rendering requests, where it was told."""
+    found = rendering_threads(asked_of(one).engine.arguments) if "instances" in one.asked else None
+    return {"max_workers": found} if found else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,7 +176,8 @@ def _model(group: Group) -> dict[str, object]:
         "tensor_parallel_size": max((one.spec.tensor_parallel_size for one in known), default=0)
         or None,
         "max_num_seqs": sum(one.spec.max_num_seqs for one in ready) or None,
-        "max_workers": sum(one.upstream.limit for one in ready),
+        # Of an engine that was told its threads, those; else what the gateway lets to it at once.
+        "max_workers": sum(one.spec.max_workers or one.upstream.limit for one in ready),
         "max_model_len": min(
             (one.max_model_len for one in known if one.max_model_len), default=None
         ),

@@ -48,6 +48,7 @@ _INSTANCE: Schema = {
         "generation": _COUNT,
         "tensor_parallel_size": _COUNT,
         "max_num_seqs": _COUNT,
+        "max_workers": _COUNT,
     },
 }
 _POLICY: Schema = {
