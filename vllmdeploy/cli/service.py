@@ -253,13 +253,14 @@ def invitation(
     """A line that works from another machine, and keys that nobody has seen before."""
     import json
 
+    from vllmdeploy.config.front_door import ANYWHERE
+
     lines: list[str] = []
     if keys.new_key:
         lines.append(f"API key (shown once, kept on the head): {keys.new_key}")
     if keys.new_admin_key:
         lines.append(f"admin key (shown once, kept on the head): {keys.new_admin_key}")
-    anywhere = settings.api_host in ("0.0.0.0", "::")  # noqa: S104 - compared with
-    host = address if anywhere else settings.api_host
+    host = address if settings.api_host in ANYWHERE else settings.api_host
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:
         header = header.replace("'", '"')
