@@ -121,7 +121,8 @@ class RowCalls:
             case Verdict.REJECTED if self._is_of_every_row(answer):
                 raise UsageError(
                     f"{instance.name}: {answer.message}",
-                    hint="give --model one that is served, and --restart",
+                    hint="once it is served, the same command goes on; another --model wants a"
+                    " folder of its own (-o)",
                 )
             case Verdict.REJECTED:
                 instance.rejected(now)
