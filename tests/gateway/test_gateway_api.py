@@ -362,6 +362,20 @@ async def test_an_unknown_model_is_404_naming_those_served() -> None:
         assert [one.asked for one in started] == [[], []]
 
 
+async def test_an_unknown_model_may_be_that_of_an_instance_that_has_not_answered_yet() -> None:
+    async with engines("a") as (engine,):
+        silent = "http://127.0.0.1:9"
+        async with gateway("--upstream", engine.url, "--upstream", silent) as api:
+            await api.until_ready(1)
+            assert (await api.post("/generate", {"prompt": "x", "model": "a"})).status_code == 200
+            answer = await api.post("/generate", {"prompt": "x", "model": "c"})
+            status, _, message = problem(answer)
+            assert (status, answer.headers["retry-after"]) == (503, "2")
+            assert message == (
+                "what is served is not known yet, still to answer: 127.0.0.1:9; served: a"
+            )
+
+
 async def test_without_a_model_two_served_are_listed_and_a_default_decides() -> None:
     async with served(models=("a", "b")) as (api, _):
         message = "several models are served, name one in `model`: a, b"

@@ -188,7 +188,7 @@ class Fleet:
             found = groups.get(model)
             if found is not None:
                 return found
-            self._still_starting()
+            self._may_be_served_by_a_silent_one()
             raise Refusal(
                 404,
                 f"the model {model!r} is not served here; served: {self._served()}",
@@ -196,16 +196,19 @@ class Fleet:
             )
         if len(self.groups) == 1:
             return next(iter(self.groups.values()))
-        self._still_starting()
         if not self.groups:
+            self._may_be_served_by_a_silent_one()
             raise Refusal(503, "no instance is registered", fields=try_again(5))
         raise Refusal(400, f"several models are served, name one in `model`: {self._served()}")
 
-    def _still_starting(self) -> None:
-        unknown = [one.id for one in self.instances.values() if not one.models]
-        if unknown and not self.groups:
-            listed = ", ".join(unknown)
-            reason = f"what is served is not known yet, still to answer: {listed}"
+    def _may_be_served_by_a_silent_one(self) -> None:
+        """An instance that was added without its models and has answered nothing may have any."""
+        silent = [one.id for one in self.instances.values() if not one.models]
+        if silent:
+            reason = (
+                "what is served is not known yet, still to answer: "
+                f"{', '.join(silent)}; served: {self._served()}"
+            )
             raise Refusal(503, reason, fields=try_again(2))
 
     def _served(self) -> str:
