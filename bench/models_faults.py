@@ -49,7 +49,6 @@ def killed_half_way(rig: Rig, folder: Path, victim: Host, signal: str) -> tuple[
     (target,) = rig.workers
     name = f"Killed-{victim.name}-{signal}"
     manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * model_store.MiB))
-    shard = model_store.on_disk(target, f".incoming/{name}/model-00000.safetensors")
     began = received(target)
     with subprocess.Popen(
         (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", name, "--yes"),
@@ -60,8 +59,8 @@ def killed_half_way(rig: Rig, folder: Path, victim: Host, signal: str) -> tuple[
         stderr=subprocess.DEVNULL,
     ) as process:
         half = manifest.total / 2
-        until("half is there", lambda: shard.exists() and shard.stat().st_size >= half, limit_s=120)
-        victim.sh(f"pkill -{signal} rsync")
+        until("half is there", lambda: model_store.came(target, name) >= half, limit_s=120)
+        model_store.kill_copies(victim, signal)
         process.kill()
     at_the_kill = received(target) - began
     synced(rig, folder, name)

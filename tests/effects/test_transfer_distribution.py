@@ -15,11 +15,11 @@ from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.shell import Feed, OnLine, Take
 from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, Joined, SyncEvent
+from vllmdeploy.effects.transfer_freight import Freight, Party
 from vllmdeploy.effects.transfer_hosts import Prepared, Work
-from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import HostUnreachable, NotHealthy
 from vllmdeploy.plan.transfer_keys import Member
-from vllmdeploy.plan.transfer_pieces import pieces_of
+from vllmdeploy.plan.transfer_pieces import pieces_of, with_ranges
 from vllmdeploy.tools.access import Access
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 from vllmdeploy.tools.manifest_names import ModelPlace
@@ -51,8 +51,27 @@ class Fetching:
     host: str
     answer: Answer = good
     pulls: list[str] = field(default_factory=list[str])
+    ranges: list[str] = field(default_factory=list[str])
+    together: list[str] = field(default_factory=list[str])
+    hashes: dict[str, str] = field(default_factory=dict[str, str])
+    trouble: dict[str, Result] = field(default_factory=dict[str, Result])
+
+    def _range(self, command: Command, on_line: OnLine | None) -> Result:
+        path, start, end = command.argv[6:9]
+        source = f"h{command.argv[-2][-1]}"
+        self.ranges.append(f"{path} {int(start) // MiB} {int(end) // MiB}")
+        if source in self.trouble:
+            return self.trouble[source]
+        if on_line is not None:
+            on_line(f"came {int(end) - int(start)}")
+        return Result(0)
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Result:
+        if command.argv[-1] == "M":
+            return self._range(command, on_line)
+        if "growing" in command.argv[2]:
+            self.together.append(command.argv[-1])
+            return Result(0, f"{self.hashes.pop(command.argv[-1], GOOD)}  ./{command.argv[-1]}\n")
         found = re.search(r"10\.0\.0\.(\d):M/", str(command))
         assert found is not None, f"unexpected command: {command}"
         path = (command.stdin or b"").decode().strip()
@@ -93,6 +112,7 @@ class Scene:
     finish_error: NotHealthy | None = None
     on_finish: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
+    in_ranges: bool = False
 
     def run(self, sources: list[Party], targets: list[Party]) -> dict[str, str]:
         def finish(party: Party) -> None:
@@ -102,7 +122,7 @@ class Scene:
             self.on_finish()
 
         distribution = Distribution(
-            pieces=pieces_of(MANIFEST),
+            pieces=with_ranges(pieces_of(MANIFEST)) if self.in_ranges else pieces_of(MANIFEST),
             freight=Freight(place=PLACE, manifest=MANIFEST),
             work=Work(prepare=self.prepared, finish=finish),
             on_event=self.events.append,
@@ -263,3 +283,66 @@ def test_a_host_that_comes_back_goes_on() -> None:
     scene = Scene()
     assert scene.run([party(1)], [party(2, unreachable_once)]) == {}
     assert scene.finished == ["h2"]
+
+
+# Files in ranges
+
+
+def fetching(one: Party) -> Fetching:
+    assert isinstance(one.shell, Fetching)
+    return one.shell
+
+
+def test_a_big_file_comes_in_ranges_and_is_put_together_once() -> None:
+    scene, targets = Scene(in_ranges=True), [party(2), party(3)]
+    assert scene.run([party(1)], targets) == {}
+    assert sorted(scene.finished) == ["h2", "h3"]
+    for target in targets:
+        shell = fetching(target)
+        assert sorted(shell.together) == ["f0", "f1", "f2", "f3"]
+        assert len(shell.ranges) == len(set(shell.ranges)) == 8
+        assert shell.pulls == []
+
+
+def test_a_file_that_was_put_together_wrong_is_compared_with_a_whole_one() -> None:
+    scene, target = Scene(in_ranges=True), party(2)
+    fetching(target).hashes["f1"] = BAD
+    assert scene.run([party(1)], [target]) == {}
+    assert fetching(target).pulls == ["f1 from h1"]
+    assert scene.told(Again) == [Again("h2", "f1 is not what the manifest says")]
+    assert scene.finished == ["h2"]
+
+
+def test_a_whole_file_that_is_no_better_marks_nothing_ready() -> None:
+    def compared(source: str, path: str, checksum: bool) -> Result:
+        assert checksum
+        return Result(0, f"moved\n{BAD}  {path}\n")
+
+    scene, target = Scene(in_ranges=True), party(2, compared)
+    fetching(target).hashes["f1"] = BAD
+    assert scene.run([party(1)], [target]) == {"h2": "h2: no host has f1 as the manifest says"}
+    assert scene.finished == []
+
+
+def test_a_source_whose_file_is_shorter_is_not_asked_for_it_again() -> None:
+    short = Result(1, stderr="vllmdeploy: refused: f0 is shorter than that\n")
+    scene, target = Scene(in_ranges=True), party(2)
+    fetching(target).trouble["h1"] = short
+    assert scene.run([party(1), party(4)], [target]) == {}
+    alone = party(2)
+    fetching(alone).trouble["h1"] = short
+    [message] = Scene(in_ranges=True).run([party(1)], [alone]).values()
+    assert "is shorter than that" in message
+
+
+def test_a_full_disk_ends_a_host_whose_files_come_in_ranges_too() -> None:
+    scene, full = Scene(in_ranges=True), party(2)
+    said = "dd: error writing 'f0': No space left on device\n"
+    fetching(full).trouble["h1"] = fetching(full).trouble["h3"] = Result(1, stderr=said)
+    failed = scene.run([party(1)], [full, party(3)])
+    assert failed.keys() == {"h2"}
+    assert re.fullmatch(
+        r"h2: fetching a part of f\d from h\d: exit 1: dd\n  dd: error writing .*No space left.*",
+        failed["h2"],
+    )
+    assert scene.finished == ["h3"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.plan.transfer_fluid import Fluid, pieces
 from vllmdeploy.plan.transfer import Swarm
-from vllmdeploy.plan.transfer_pieces import Transfer
+from vllmdeploy.plan.transfer_pieces import Piece, Transfer, with_ranges
 
 MiB = 1024 * 1024
 LINE = 12.5e6  # 100 Mbit/s
@@ -275,3 +275,84 @@ def test_whatever_fails_no_file_has_two_writers_and_no_host_more_than_its_stream
         else:
             swarm.arrived(ended, now)
     raise AssertionError("it never came to an end")
+
+
+# Files in ranges
+
+
+def in_ranges(*sizes: int) -> Swarm:
+    return Swarm(with_ranges([Piece(n, size, (f"f{n}",)) for n, size in enumerate(sizes)]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "as_files"),
+    [([960 * MiB], 6.7), ([240 * MiB] * 4, 2.5), (SHARDS, 1.22)],
+)
+def test_a_model_of_few_files_is_as_quick_as_one_of_many(sizes: list[int], as_files: float) -> None:
+    whole = swarm_of(8, sizes)
+    seconds = Fluid(rates(8), start_s=0.1, verify_s=0.1).run(whole)
+    assert ratio(seconds, sizes) == pytest.approx(as_files, abs=0.02)
+    swarm = in_ranges(*sizes)
+    swarm.join("head", has=range(len(swarm.pieces)), receives=False)
+    for number in range(8):
+        swarm.join(f"h{number}")
+    assert ratio(Fluid(rates(8), start_s=0.1, verify_s=0.1).run(swarm), sizes) < 1.2
+
+
+def test_a_file_is_put_together_when_its_last_range_has_come() -> None:
+    swarm = in_ranges(40 * MiB)
+    swarm.join("head", has=range(3), receives=False)
+    swarm.join("h0")
+    first, second = swarm.next(0.0)
+    swarm.arrived(first, 1.0)
+    assert (swarm.all_came(), swarm.complete("h0")) == ((), False)
+    swarm.arrived(second, 2.0)
+    [(name, file)] = swarm.all_came()
+    assert (name, file.number, file.in_ranges) == ("h0", 2, True)
+    assert swarm.all_came() == ()
+    # Nobody is asked for the file meanwhile, and the last source may go.
+    assert swarm.next(2.0) == ()
+    swarm.lost("head")
+    assert swarm.hopeless == ()
+    swarm.put_together(name, file)
+    assert swarm.complete("h0")
+
+
+def test_a_file_that_is_not_what_it_should_be_comes_once_more_as_a_whole() -> None:
+    swarm = in_ranges(40 * MiB)
+    swarm.join("head", has=range(3), receives=False)
+    swarm.join("h0")
+    swarm.join("h1")
+    while moving := swarm.next(0.0):
+        for each in moving:
+            swarm.arrived(each, 1.0)
+    told = dict(swarm.all_came())
+    assert told.keys() == {"h0", "h1"}
+    swarm.fell_apart("h0", told["h0"])
+    assert swarm.lacking("h0") == 40 * MiB
+    [again] = swarm.next(2.0)
+    # h1 has it in ranges, but whether they are right is not known yet.
+    assert (again.source, again.target, again.piece.number) == ("head", "h0", 2)
+    swarm.failed(again, 3.0, bad_source=True)
+    assert "h0" in swarm.hopeless
+    swarm.put_together("h1", told["h1"])
+    assert swarm.hopeless == ()
+    [better] = swarm.next(10.0)
+    assert (better.source, better.target) == ("h1", "h0")
+    swarm.arrived(better, 11.0)
+    assert swarm.complete("h0")
+
+
+def test_what_was_there_before_is_not_asked_for() -> None:
+    swarm = in_ranges(40 * MiB, 60 * MiB)
+    swarm.join("head", has=range(len(swarm.pieces)), receives=False)
+    swarm.join("all ranges", has=(0, 1))
+    swarm.join("a part of the file itself", has=(2, 3, 4), whole=(5,))
+    assert [(name, file.number) for name, file in swarm.all_came()] == [
+        ("all ranges", 5),
+        ("a part of the file itself", 6),
+    ]
+    asked = {
+        each.piece.number for each in swarm.next(0.0) if each.target == "a part of the file itself"
+    }
+    assert asked == {5}

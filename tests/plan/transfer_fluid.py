@@ -45,6 +45,8 @@ class Fluid:
                 _Flow(each, self.now + self.start_s, float(each.piece.size), self.now)
                 for each in swarm.next(self.now)
             ]
+            for name, piece in swarm.all_came():
+                swarm.put_together(name, piece)
             self._note(swarm)
             if not waiting and all(
                 swarm.complete(name) or not peer.receives or self._is_dead(name)

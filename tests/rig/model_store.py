@@ -76,6 +76,17 @@ def leftovers(host: Host) -> list[str]:
     ]
 
 
+def came(host: Host, name: str) -> int:
+    """Bytes of weights of an unfinished copy, those of files that grow in ranges included."""
+    folder = on_disk(host, f".incoming/{name}")
+    found = (path.stat() for path in folder.rglob("*.safetensors") if "came" not in path.parts)
+    return sum(min(each.st_size, each.st_blocks * 512) for each in found)
+
+
+def kill_copies(host: Host, signal: str) -> None:
+    host.sh(f"pkill -{signal} '^(rsync|dd)$'")
+
+
 # A mount is cloned here, carried into the other host's namespace, and put down there: what a
 # network file system looks like to both.
 _CARRY = """

@@ -55,14 +55,8 @@ def pair(folder: Path, rig: Rig, *hosts: Host) -> None:
     rig.write_config(folder, hosts=(rig.head, *hosts), MODEL_PATH=model_store.ROOT)
 
 
-def there(host: Host, name: str) -> int:
-    """Bytes of an unfinished copy."""
-    incoming = model_store.on_disk(host, f".incoming/{name}")
-    return sum(path.stat().st_size for path in incoming.glob("*.safetensors"))
-
-
 def half_there(host: Host, name: str, total: int) -> None:
-    until("half of it is there", lambda: there(host, name) >= total / 2, limit_s=60)
+    until("half of it is there", lambda: model_store.came(host, name) >= total / 2, limit_s=60)
 
 
 def test_every_host_gets_the_model_and_a_second_sync_moves_nothing(rig: Rig, folder: Path) -> None:
@@ -156,7 +150,7 @@ def test_a_copy_killed_half_way_goes_on_from_there(
     killed = {"sender": rig.head, "receiver": host}[victim]
     with background(rig, folder, name):
         half_there(host, name, manifest.total)
-        killed.sh(f"pkill -{signal} rsync")
+        model_store.kill_copies(killed, signal)
     assert not model_store.is_whole(host, name, manifest)
     at_the_kill = received(host) - began
     done = model_store.sync(rig, folder, name)
@@ -165,6 +159,30 @@ def test_a_copy_killed_half_way_goes_on_from_there(
     assert model_store.leftovers(host) == []
     resent = received(host) - began - at_the_kill
     assert resent / manifest.total <= 0.55
+
+
+def test_what_went_bad_while_it_grew_is_found_and_only_that_comes_again(
+    rig: Rig, folder: Path
+) -> None:
+    host, name = rig["plain"], "Grown"
+    manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * MiB))
+    pair(folder, rig, host)
+    began = received(host)
+    with background(rig, folder, name):
+        half_there(host, name, manifest.total)
+    until("the copy has ended", lambda: not host.sh("pgrep -x dd", check=False).ok, limit_s=30)
+    incoming = model_store.on_disk(host, f".incoming/{name}")
+    grown = incoming / ".vllmdeploy/growing/model-00000.safetensors"
+    with grown.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    done = model_store.sync(rig, folder, name)
+    assert done["status"] == 0, done["said"]
+    assert "model-00000.safetensors is not what the manifest says" in done["said"]
+    assert model_store.is_whole(host, name, manifest)
+    assert model_store.leftovers(host) == []
+    assert received(host) - began < 1.3 * manifest.total
 
 
 @contextmanager
@@ -213,7 +231,8 @@ def test_a_flipped_bit_is_found_and_only_that_file_comes_again(rig: Rig, folder:
 
 
 def test_through_control_no_host_needs_to_reach_another(rig: Rig, folder: Path) -> None:
-    manifest = model_store.put(rig.head, "Relayed", model_store.shards(3, 2 * MiB))
+    files = {**model_store.shards(3, 2 * MiB), "one.safetensors": os.urandom(36 * MiB + 1)}
+    manifest = model_store.put(rig.head, "Relayed", files)
     for host in rig.workers:
         host.sh("rm -rf /var/lib/vllmdeploy")
     done = model_store.sync(rig, folder, "Relayed", "--through-control")
@@ -223,20 +242,21 @@ def test_through_control_no_host_needs_to_reach_another(rig: Rig, folder: Path) 
         assert not host.sh("ls /var/lib/vllmdeploy/vllm/secrets", check=False).ok
 
 
+@pytest.mark.parametrize("size", [2 * MiB, 36 * MiB])
 def test_a_source_that_is_not_what_its_manifest_says_marks_nothing_ready(
-    rig: Rig, folder: Path
+    rig: Rig, folder: Path, size: int
 ) -> None:
-    host = rig["plain"]
-    model_store.put(rig.head, "Changed", model_store.shards(2, 2 * MiB))
-    shard = model_store.on_disk(rig.head, "Changed/model-00000.safetensors")
+    host, name = rig["plain"], f"Changed-{size}"
+    model_store.put(rig.head, name, model_store.shards(2, size))
+    shard = model_store.on_disk(rig.head, f"{name}/model-00000.safetensors")
     content = bytearray(shard.read_bytes())
     content[0] ^= 1
     shard.write_bytes(content)
     pair(folder, rig, host)
-    failed = model_store.sync(rig, folder, "Changed")
+    failed = model_store.sync(rig, folder, name)
     assert failed["status"] == 4
     assert "no host has model-00000.safetensors as the manifest says" in failed["said"]
-    assert not model_store.on_disk(host, "Changed").exists()
+    assert not model_store.on_disk(host, name).exists()
 
 
 @pytest.mark.long
@@ -309,7 +329,7 @@ def test_a_host_that_goes_silent_half_way_delays_nobody(rig: Rig, folder: Path) 
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        until("it has begun", lambda: there(silent, "Silent") > 0, limit_s=60)
+        until("it has begun", lambda: model_store.came(silent, "Silent") > 0, limit_s=60)
         network.set_link(rig.number, silent.last, "eth0", up=False)
         try:
             assert process.stderr is not None

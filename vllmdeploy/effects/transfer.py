@@ -9,9 +9,11 @@ from functools import partial
 
 from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.transfer_events import Again, OnSyncEvent, Rate, progress
+from vllmdeploy.effects.transfer_freight import Arrival, Freight, Party, is_final
 from vllmdeploy.effects.transfer_hosts import Hosts, Work
 from vllmdeploy.effects.transfer_news import News, Told
-from vllmdeploy.effects.transfer_pull import Arrival, Freight, Party, fetch, is_final
+from vllmdeploy.effects.transfer_pull import fetch
+from vllmdeploy.effects.transfer_ranges import ShortSource, put_together
 from vllmdeploy.errors import HostError, VllmdeployError
 from vllmdeploy.plan.transfer import Swarm
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
@@ -79,6 +81,8 @@ class Distribution:
         gathering = self._gathering(now)
         for transfer in () if gathering else self._swarm.next(now):
             self._begin(transfer)
+        for name, piece in self._swarm.all_came():
+            self._put_together(name, piece)
         self._hosts.give_up()
         wake = self._begins_at if gathering else self._swarm.wake_at(now)
         wait = min(_TOLD_EVERY_S, max(0.01, wake - now) if wake is not None else _TOLD_EVERY_S)
@@ -107,8 +111,7 @@ class Distribution:
         self.on_event(progress(there, total, rate))
 
     def _there(self, name: str) -> int:
-        lacking = sum(piece.size for piece in self._swarm.missing(name))
-        return self.freight.manifest.total - lacking
+        return self.freight.manifest.total - self._swarm.lacking(name)
 
     # A piece's way
 
@@ -164,7 +167,8 @@ class Distribution:
     def _did_not_come(self, transfer: Transfer, arrival: Arrival, error: VllmdeployError) -> None:
         self._over.pop(transfer.number, None)
         self.wire += arrival.wire
-        self._swarm.failed(transfer, self.clock())
+        short = isinstance(error, ShortSource)
+        self._swarm.failed(transfer, self.clock(), bad_source=short)
         self._hosts.troubled(transfer.target, error)
         if isinstance(error, HostError) and error.host in self._sources:
             self._swarm.lost(error.host)
@@ -174,3 +178,32 @@ class Distribution:
             self._hosts.failed(transfer.target, error)
         else:
             self.on_event(Again(transfer.target, error.message))
+
+    # A file of which all ranges came
+
+    def _put_together(self, name: str, piece: Piece) -> None:
+        party = self._hosts.party(name)
+
+        def work() -> Told:
+            try:
+                whole = put_together(party, piece, self.freight)
+            except VllmdeployError as error:
+                return partial(self._not_put_together, name, error)
+            return partial(self._was_put_together, name, piece, whole)
+
+        self._news.beside(f"put {piece.called} together on {name}", work)
+
+    def _was_put_together(self, name: str, piece: Piece, whole: bool) -> None:
+        if whole:
+            self._swarm.put_together(name, piece)
+            self._hosts.served(name)
+            return
+        self._doubted.add((name, piece.number))
+        self._swarm.fell_apart(name, piece)
+        self.on_event(Again(name, f"{piece.called} is not what the manifest says"))
+
+    def _not_put_together(self, name: str, error: VllmdeployError) -> None:
+        if isinstance(error, HostError):
+            self._hosts.lost(name, error)
+        else:
+            self._hosts.failed(name, error)

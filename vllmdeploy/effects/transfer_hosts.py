@@ -8,8 +8,8 @@ from functools import partial
 
 from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.transfer_events import HostDone, HostFailed, Joined, OnSyncEvent
+from vllmdeploy.effects.transfer_freight import Freight, Party
 from vllmdeploy.effects.transfer_news import News, Told
-from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import EXIT_COMMAND, HostError, VllmdeployError
 from vllmdeploy.plan.transfer import Swarm
 
@@ -20,10 +20,11 @@ _WAITED_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a host has when it joins, and what it does not need. `whole`: the model is there and
-    READY."""
+    """What a host has when it joins, and what it does not need. `files`: cut into ranges, yet to
+    come as a whole. `whole`: the model is there and READY."""
 
     has: frozenset[int] = frozenset()
+    files: frozenset[int] = frozenset()
     spared: frozenset[int] = frozenset()
     there: int = 0
     whole: bool = False
@@ -170,7 +171,7 @@ class Hosts:
         host.partly = host.partly or prepared.there > 0
         has = range(len(self.swarm.pieces)) if prepared.whole else prepared.has
         direct = host.party.member.direct
-        self.swarm.join(name, has=has, spared=prepared.spared, direct=direct)
+        self.swarm.join(name, has=has, spared=prepared.spared, whole=prepared.files, direct=direct)
         self.on_event(Joined(name, prepared.there))
         if prepared.whole:
             self._finished(name)

@@ -67,7 +67,7 @@ def _unfinished(incoming: FoundModel | None, wanted: Manifest | None) -> Standin
     if incoming is None:
         return Standing(State.ABSENT)
     total = incoming.expected or (wanted.total if wanted else 0)
-    return Standing(State.PARTIAL, incoming.tree.total / total if total else 0.0)
+    return Standing(State.PARTIAL, incoming.total / total if total else 0.0)
 
 
 def size_faults(model: FoundModel, wanted: Manifest | None) -> tuple[str, ...]:
@@ -166,9 +166,7 @@ def space_refusals(
     refusals: list[str] = []
     for host in hosts:
         store = stores[host]
-        there = sum(
-            model.tree.total for model in (store.model(name), store.incoming(name)) if model
-        )
+        there = sum(model.total for model in (store.model(name), store.incoming(name)) if model)
         missing = max(0, total - there)
         needed = int(missing * (1 + _SPARE_SHARE))
         if store.free_bytes is not None and store.free_bytes < needed:

@@ -41,6 +41,18 @@ class Swarm:
         default_factory=dict[tuple[str, str], tuple[float, int]]
     )
     _numbers: count[int] = field(default_factory=count)
+    _ranges: dict[int, int] = field(init=False)
+    _files: dict[str, int] = field(init=False)
+    _made: list[tuple[str, Piece]] = field(default_factory=list[tuple[str, Piece]])
+
+    def __post_init__(self) -> None:
+        of_path: dict[str, int] = {}
+        for piece in self.pieces:
+            if piece.start is not None:
+                of_path[piece.paths[0]] = of_path.get(piece.paths[0], 0) | piece.bit
+        whole = [piece for piece in self.pieces if piece.in_ranges]
+        self._files = {piece.paths[0]: piece.number for piece in whole}
+        self._ranges = {piece.number: of_path[piece.paths[0]] for piece in whole}
 
     @property
     def everything(self) -> int:
@@ -52,22 +64,28 @@ class Swarm:
         *,
         has: Iterable[int] = (),
         spared: Iterable[int] = (),
+        whole: Iterable[int] = (),
         receives: bool = True,
         serves: bool = True,
         direct: bool = True,
     ) -> None:
-        """A host with the pieces it has by now; it may come while others are at work."""
+        """A host with the pieces it has by now; it may come while others are at work. `whole`:
+        files that it is to get as a whole, although they are cut into ranges."""
         known = self.peers.get(name)
         arriving = known.arriving if known else 0
+        as_whole = set(whole)
         self.peers[name] = Peer(
             name,
             has=_bits(has),
             arriving=arriving,
-            spared=_bits(spared),
+            spared=_bits(spared) | sum(self._ranges[number] for number in as_whole),
+            made=_bits(self._ranges.keys() - as_whole),
             receives=receives,
             serves=serves,
             direct=direct,
         )
+        for number in self._ranges:
+            self._if_all_came(self.peers[name], number)
 
     def lost(self, name: str) -> None:
         """Out of reach: nothing new is asked of it. What runs there ends, and is told, by itself:
@@ -97,7 +115,16 @@ class Swarm:
             for name, peer in self.peers.items()
             if peer.receives
             and not peer.arriving
-            and (peer.strikes >= _STRIKES_OUT or peer.lacks(self.everything) & ~there)
+            and (peer.strikes >= _STRIKES_OUT or peer.lacks(self.everything) & ~peer.made & ~there)
+        )
+
+    def lacking(self, name: str) -> int:
+        """Bytes that are still to come, or to come once more."""
+        peer = self.peers.get(name)
+        return sum(
+            piece.size
+            for piece in self.missing(name)
+            if not piece.in_ranges or (peer is not None and not piece.bit & peer.made)
         )
 
     # What happened
@@ -125,6 +152,11 @@ class Swarm:
         if self._ended(transfer):
             target = self.peers[transfer.target]
             target.has |= transfer.piece.bit
+            if transfer.piece.in_ranges:
+                ranges = self._ranges[transfer.piece.number]
+                target.has, target.spared = target.has | ranges, target.spared & ~ranges
+            elif transfer.piece.start is not None:
+                self._if_all_came(target, self._files[transfer.piece.paths[0]])
             for peer in (target, self.peers[transfer.source]):
                 peer.strikes, peer.rests_until = 0, 0.0
             self._barred.pop((transfer.source, transfer.target), None)
@@ -135,7 +167,7 @@ class Swarm:
             return
         source, target = self.peers[transfer.source], self.peers[transfer.target]
         if bad_source:
-            source.has &= ~transfer.piece.bit
+            source.has &= ~(transfer.piece.bit | self._ranges.get(transfer.piece.number, 0))
             return
         for peer in (source, target):
             peer.struck(now)
@@ -143,6 +175,26 @@ class Swarm:
         times = self._barred.get(pair, (0.0, 0))[1]
         wait = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**times)
         self._barred[pair] = (now + wait, times + 1)
+
+    def _if_all_came(self, peer: Peer, number: int) -> None:
+        piece, ranges = self.pieces[number], self._ranges[number]
+        if peer.made & piece.bit & ~peer.has and peer.has & ranges == ranges:
+            self._made.append((peer.name, piece))
+
+    def all_came(self) -> tuple[tuple[str, Piece], ...]:
+        """Hosts, and the files of which they have every range by now: each is told once."""
+        told, self._made = tuple(self._made), []
+        return told
+
+    def put_together(self, name: str, piece: Piece) -> None:
+        """The file is what it should be."""
+        self.peers[name].has |= piece.bit
+
+    def fell_apart(self, name: str, piece: Piece) -> None:
+        """It is not: which of its ranges is wrong is found by comparing all of it with a source."""
+        peer, ranges = self.peers[name], self._ranges[piece.number]
+        peer.made &= ~piece.bit
+        peer.has, peer.spared = peer.has & ~ranges, peer.spared | ranges
 
     def _ended(self, transfer: Transfer) -> bool:
         """False where it was told before."""

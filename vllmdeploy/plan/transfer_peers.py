@@ -19,13 +19,15 @@ _REMEMBERED = 32
 
 @dataclass(slots=True)
 class Peer:
-    """`has`, `arriving`, `spared`: one bit a piece; what is spared it neither needs nor sends on.
-    `direct`: it speaks rsync with others by itself."""
+    """`has`, `arriving`, `spared`, `made`: one bit a piece; what is spared it neither needs nor
+    sends on, what is made it puts together by itself. `direct`: it speaks rsync with others by
+    itself."""
 
     name: str
     has: int = 0
     arriving: int = 0
     spared: int = 0
+    made: int = 0
     receives: bool = True
     serves: bool = True
     direct: bool = True
@@ -38,7 +40,7 @@ class Peer:
 
     def wants(self, offered: int) -> int:
         """What of this is still to be asked for."""
-        return self.lacks(offered) & ~self.arriving
+        return self.lacks(offered) & ~self.arriving & ~self.made
 
     def struck(self, now: float) -> None:
         """Once may be the other end's fault; a host that fails again and again is left alone for

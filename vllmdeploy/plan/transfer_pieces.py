@@ -1,9 +1,9 @@
-"""A model cut into what moves in one go: big files alone, small ones many together."""
+"""A model cut into what moves in one go: ranges of big files, files, small ones many together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vllmdeploy.tools.manifest import Manifest, ModelFile
 
@@ -12,19 +12,31 @@ from vllmdeploy.tools.manifest import Manifest, ModelFile
 _LEAST_BYTES, _MOST_BYTES = 1024 * 1024, 32 * 1024 * 1024
 _PIECES = 64
 _TOGETHER_FILES = 2000
+# A file of two such ranges or more moves in ranges: a host sends on what it has of it, long before
+# it has all. More of them would bring nothing but work for those who start them.
+_LEAST_RANGE, _RANGES = 16 * 1024 * 1024, 256
+_ALIGNED = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What moves in one go: a file, or many small ones. `number` is its place, biggest first."""
+    """What moves in one go: a file, many small ones, or the range of one that begins at `start`.
+    `number` is its place, biggest first. A file that is `in_ranges` moves as a whole only where
+    what was put together from them is not what it should be."""
 
     number: int
     size: int
     paths: tuple[str, ...] = ()
+    start: int | None = None
+    in_ranges: bool = False
 
     @property
     def bit(self) -> int:
         return 1 << self.number
+
+    @property
+    def called(self) -> str:
+        return self.paths[0] if len(self.paths) == 1 else f"{len(self.paths)} small files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +55,40 @@ class Transfer:
 
 def pieces_of(manifest: Manifest) -> tuple[Piece, ...]:
     """The same cut on every machine; biggest first, so that none is left for the end."""
+    return tuple(
+        Piece(number, _size(group), tuple(file.path for file in group))
+        for number, group in enumerate(_groups(manifest))
+    )
+
+
+def with_ranges(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """The same, with big files in ranges. Those of one file follow each other, so that files
+    become whole one after another; the files themselves are the last numbers."""
+    range_size = _aligned(max(_LEAST_RANGE, sum(piece.size for piece in pieces) // _RANGES))
+    big = [p for p in pieces if len(p.paths) == 1 and p.size >= 2 * range_size]
+    cut = [
+        each for piece in pieces for each in (_cut(piece, range_size) if piece in big else [piece])
+    ]
+    whole = [Piece(0, piece.size, piece.paths, in_ranges=True) for piece in big]
+    return tuple(replace(piece, number=number) for number, piece in enumerate((*cut, *whole)))
+
+
+def _cut(piece: Piece, range_size: int) -> list[Piece]:
+    each = _aligned(piece.size // (piece.size // range_size))
+    starts = range(0, piece.size, each)
+    return [Piece(0, min(each, piece.size - at), piece.paths, start=at) for at in starts]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _groups(manifest: Manifest) -> list[list[ModelFile]]:
     enough = max(_LEAST_BYTES, min(_MOST_BYTES, manifest.total // _PIECES))
     alone = [[file] for file in manifest.files if file.size >= enough]
     small = sorted(file for file in manifest.files if file.size < enough)
-    groups = sorted(
+    return sorted(
         (*alone, *_together(small, enough)), key=lambda group: (-_size(group), group[0].path)
-    )
-    return tuple(
-        Piece(number, _size(group), tuple(file.path for file in group))
-        for number, group in enumerate(groups)
     )
 
 
@@ -71,6 +108,23 @@ def _together(files: Sequence[ModelFile], enough: int) -> list[list[ModelFile]]:
     return groups
 
 
-def held(pieces: Sequence[Piece], good: Collection[str]) -> frozenset[int]:
-    """The pieces of which every file is among the good ones."""
-    return frozenset(piece.number for piece in pieces if all(path in good for path in piece.paths))
+def held(
+    pieces: Sequence[Piece],
+    good: Collection[str],
+    came: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> frozenset[int]:
+    """The pieces of which every file is among the good ones, or which lie in what `came`: begin
+    and end of what is there of each file."""
+    return frozenset(
+        piece.number
+        for piece in pieces
+        if all(path in good for path in piece.paths) or _lies_in(piece, came or {})
+    )
+
+
+def _lies_in(piece: Piece, came: Mapping[str, Sequence[tuple[int, int]]]) -> bool:
+    start = piece.start
+    if start is None:
+        return False
+    found = came.get(piece.paths[0], ())
+    return any(begin <= start and start + piece.size <= end for begin, end in found)

@@ -90,8 +90,13 @@ def _with_room(store: FoundStore, manifest: Manifest, found: Stand) -> Stand:
 
 
 def _there(found: FoundModel | None, manifest: Manifest) -> int:
-    sizes = found.tree.sizes if found else {}
-    return sum(min(sizes.get(file.path, 0), file.size) for file in manifest.files)
+    if found is None:
+        return 0
+    sizes = found.tree.sizes
+    return sum(
+        min(sizes.get(file.path, 0) or found.came_of(file.path), file.size)
+        for file in manifest.files
+    )
 
 
 def _sizes(manifest: Manifest) -> Mapping[str, int]:

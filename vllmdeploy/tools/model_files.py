@@ -34,6 +34,14 @@ look() (
   if [ -f $meta/MANIFEST.json ]; then
     printf 'digest %s\n' "$(sha256sum < $meta/MANIFEST.json | head -c 64)"; fi
   if [ -f $meta/TOTAL ]; then printf 'expected %s\n' "$(head -c 20 $meta/TOTAL)"; fi
+  [ ! -d $meta/came ] || ( cd $meta/came && find . -type f -exec sh -c 'for path; do
+    printf "came %s\n" "${path#./}"
+    sort -n "$path" | awk -v end=-1 "
+      function told() { if (end >= 0) printf \"range %.0f %.0f\n\", begin, end }
+      \$1 > end { told(); begin = \$1; end = \$1 + \$2; next }
+      \$1 + \$2 > end { end = \$1 + \$2 }
+      END { told() }"
+    done' sh {} + )
   find . -path ./$meta -prune -o -type f -exec stat -c 'file %s %n' {} + 2>/dev/null \
     || printf 'odd .\n'
   find . -path ./$meta -prune -o -type l -exec sh -c 'for path; do

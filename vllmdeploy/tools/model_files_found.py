@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vllmdeploy.core.command import Result
 from vllmdeploy.tools.model_files_tree import Reading, Tree
@@ -13,7 +14,8 @@ class FoundModel:
     """One folder below MODEL_PATH. `incoming` is a copy that is not finished.
 
     `ready` is what the READY marker says, `digest` the sha256 of MANIFEST.json as it is there,
-    `expected` the size that an unfinished copy will have, 0 if nobody knows.
+    `expected` the size that an unfinished copy will have, 0 if nobody knows. `came`: of files that
+    come in ranges, begin and end of what is there.
     """
 
     name: str
@@ -22,6 +24,17 @@ class FoundModel:
     ready: str = ""
     digest: str = ""
     expected: int = 0
+    came: Mapping[str, tuple[tuple[int, int], ...]] = field(
+        default_factory=dict[str, tuple[tuple[int, int], ...]]
+    )
+
+    @property
+    def total(self) -> int:
+        """Bytes that are there, those of growing files included."""
+        return self.tree.total + sum(self.came_of(path) for path in self.came)
+
+    def came_of(self, path: str) -> int:
+        return sum(end - begin for begin, end in self.came.get(path, ()))
 
     @property
     def marked(self) -> bool:
@@ -57,6 +70,7 @@ class _Model:
     ready: str = ""
     digest: str = ""
     expected: int = 0
+    came: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
 
     def found(self) -> FoundModel:
         return FoundModel(
@@ -66,7 +80,29 @@ class _Model:
             ready=self.ready,
             digest=self.digest,
             expected=self.expected,
+            came={path: tuple(ranges) for path, ranges in self.came.items()},
         )
+
+    def line(self, line: str) -> None:
+        kind, _, rest = line.partition(" ")
+        match kind:
+            case "ready":
+                self.ready = rest
+            case "digest":
+                self.digest = rest
+            case "expected":
+                self.expected = int(rest) if rest.isdigit() else 0
+            case "came":
+                self.came[rest] = []
+            case "range":
+                self._range(rest)
+            case _:
+                self.reading.line(line)
+
+    def _range(self, text: str) -> None:
+        begin, _, end = text.partition(" ")
+        if self.came and begin.isdigit() and end.isdigit():
+            self.came[next(reversed(self.came))].append((int(begin), int(end)))
 
 
 def parse_look(result: Result) -> FoundStore:
@@ -78,14 +114,8 @@ def parse_look(result: Result) -> FoundStore:
         match kind:
             case "model" | "incoming":
                 models.append(_Model(rest, kind == "incoming", Reading()))
-            case "ready" if models:
-                models[-1].ready = rest
-            case "digest" if models:
-                models[-1].digest = rest
-            case "expected" if models:
-                models[-1].expected = int(rest) if rest.isdigit() else 0
             case _ if models:
-                models[-1].reading.line(line)
+                models[-1].line(line)
             case "free":
                 free = int(rest) * 1024 if rest.isdigit() else None
             case "writable":

@@ -105,10 +105,19 @@ def _shared(keys: Keys, connection: str) -> dict[str, str]:
     return {"ControlMaster": "auto", "ControlPath": path, "ControlPersist": str(_KEPT_OPEN_S)}
 
 
-# $1 the incoming folder, $2 the piece's number, $3 ssh's words, $4 the folder of its sockets, then
-# rsync's words less the list; paths on stdin.
 # A pull that outlived its run would be a second writer: whoever comes next ends it first. It is
 # told by its working folder, for its number may belong to another process by now.
+ENDS_STALE_PULL = """
+ours() { [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$PWD" ]; }
+if pid=$(cat "$own.pid" 2>/dev/null) && ours "$pid"; then
+  kill "$pid"; tries=0
+  while ours "$pid" && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+  if ours "$pid"; then kill -KILL "$pid"; fi
+fi
+"""
+
+# $1 the incoming folder, $2 the piece's number, $3 ssh's words, $4 the folder of its sockets, then
+# rsync's words less the list; paths on stdin.
 _PULL = (
     FASTEST_SHA256
     + """
@@ -117,12 +126,9 @@ mkdir -p "$1/.vllmdeploy/pulls" && cd -P -- "$1" || exit 1
 export VLLMDEPLOY_SSH="$3"
 mkdir -p -m 700 "$4" || exit 1
 own=.vllmdeploy/pulls/$2; shift 4
-ours() { [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$PWD" ]; }
-if pid=$(cat "$own.pid" 2>/dev/null) && ours "$pid"; then
-  kill "$pid"; tries=0
-  while ours "$pid" && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
-  if ours "$pid"; then kill -KILL "$pid"; fi
-fi
+"""
+    + ENDS_STALE_PULL
+    + """
 tr '\\n' '\\0' > "$own.list" || exit 1
 rsync --files-from="$own.list" --from0 "$@" ./ </dev/null 2>"$own.err" &
 echo $! > "$own.pid"
@@ -197,7 +203,7 @@ def received(line: str) -> int | None:
 
 # A model is read where it is whole, else where it is being put together. It may be renamed from
 # the one to the other right now; the folder it is in stays what it is.
-_ENTER = """
+ENTER = """
 set -f
 cd -P -- "$1/$2" 2>/dev/null || cd -P -- "$1/.incoming/$2" 2>/dev/null || cd -P -- "$1/$2" || exit 1
 """
@@ -205,7 +211,7 @@ cd -P -- "$1/$2" 2>/dev/null || cd -P -- "$1/.incoming/$2" 2>/dev/null || cd -P 
 
 def send_file(place: ModelPlace, path: str, offset: int) -> Command:
     """A file's bytes from `offset` on, for hosts without rsync."""
-    text = _ENTER + 'exec tail -c "+$4" -- "$3"'
+    text = ENTER + 'exec tail -c "+$4" -- "$3"'
     return script(text, place.root, place.name, f"./{path}", str(offset + 1), root=True).within(
         float("inf")
     )
@@ -215,7 +221,7 @@ def send_files(place: ModelPlace, paths: Sequence[str]) -> Command:
     """Many files as one stream."""
     names = "".join(f"{path}\n" for path in paths).encode()
     # 1: somebody else gave the folder its name meanwhile. The hashes say whether it matters.
-    text = _ENTER + "tar -chf - -T - || [ $? = 1 ]"
+    text = ENTER + "tar -chf - -T - || [ $? = 1 ]"
     return script(text, place.root, place.name, stdin=names, root=True).within(float("inf"))
 
 

@@ -11,6 +11,7 @@ from vllmdeploy.core.command import Command, Result, script
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.tools import files
+from vllmdeploy.tools.ranges import FIND_GROWING, SHORT
 from vllmdeploy.tools.rsync import Keys
 
 PRIVATE, KNOWN_HOSTS, SERVE = "id_ed25519", "known_hosts", "serve.sh"
@@ -78,17 +79,52 @@ def held(layout: Layout) -> Fact[KeyPair | None]:
 
 # The whole command of a peer. Its words are split, never evaluated; what is not known is refused.
 # `s` among the short options would let the peer send other words later.
-_SERVE = """\
-# vllmdeploy: hosts of this cluster may read models, and images on their way, by rsync, and do
-# nothing else. $1 is MODEL_PATH, $2 where images pass. What sshd was asked to run is in
-# SSH_ORIGINAL_COMMAND.
+_SERVE = (
+    """\
+# vllmdeploy: hosts of this cluster may read models, and images on their way, by rsync or in ranges
+# of files, and do nothing else. $1 is MODEL_PATH, $2 where images pass. What sshd was asked to run
+# is in SSH_ORIGINAL_COMMAND.
 set -f
 refuse() { echo "vllmdeploy: refused: $1" >&2; exit 1; }
 root=$(cd -P -- "$1" 2>/dev/null && pwd -P)
 images=$(cd -P -- "${2:-/dev/null}" 2>/dev/null && pwd -P)
 [ -n "$root$images" ] || refuse "no model folder here"
 : "${root:=/dev/null}" "${images:=/dev/null}"
+"""
+    + FIND_GROWING
+    + """
+enter() {
+  case $1 in "" | [.-]* | *..* | *[!A-Za-z0-9._-]*) refuse "a name";; esac
+  cd -P -- "$root/$1" 2>/dev/null || cd -P -- "$root/.incoming/$1" 2>/dev/null \\
+    || cd -P -- "$root/$1" 2>/dev/null || cd -P -- "$images/.incoming/$1" 2>/dev/null \\
+    || refuse "no model $1 here"
+  here=$(pwd -P)
+  case $here in
+    "$root/$1" | "$root/.incoming/$1" | "$images/.incoming/$1") ;;
+    *) refuse "$1 is a link out of the model folder";;
+  esac
+}
 set -- ${SSH_ORIGINAL_COMMAND-}
+if [ "${1-}" = vllmdeploy-range ]; then
+  [ $# = 4 ] || refuse "a range"
+  for number in "$3" "$4"; do
+    case $number in *[!0-9]* | 0?* | ????????????????*) refuse "a range";; esac
+  done
+  [ $(($3 % 65536)) = 0 ] || refuse "a range"
+  enter "$2"
+  IFS= read -r path || refuse "a name"
+  case /$path/ in *//* | */./* | */../*) refuse "a name";; esac
+  growing "$path"
+  case $(readlink -f -- "$file") in
+    "$here"/*) ;;
+    *) refuse "$path is no file of the model";;
+  esac
+  [ -f "$file" ] && size=$(stat -L -c %s -- "$file") || refuse "$path is no file of the model"
+  [ $(($3 + $4)) -le "$size" ] || refuse "$path """
+    + SHORT
+    + """"
+  exec dd if="$file" bs=65536 skip=$(($3 / 65536)) count=$((($4 + 65535) / 65536)) 2>/dev/null
+fi
 [ "${1-} ${2-} ${3-}" = "rsync --server --sender" ] || refuse "only rsync may read here"
 shift 3
 options=
@@ -106,19 +142,13 @@ done
 name=${2-}
 name=${name%/}
 case ${1-}:$name in
-  .: | .:[.-]* | .:*..* | .:*[!A-Za-z0-9._-]*) refuse "a name";;
   .:*) ;;
   *) refuse "more than one folder";;
 esac
-cd -P -- "$root/$name" 2>/dev/null || cd -P -- "$root/.incoming/$name" 2>/dev/null \\
-  || cd -P -- "$root/$name" 2>/dev/null || cd -P -- "$images/.incoming/$name" 2>/dev/null \\
-  || refuse "no model $name here"
-case $(pwd -P) in
-  "$root/$name" | "$root/.incoming/$name" | "$images/.incoming/$name") ;;
-  *) refuse "$name is a link out of the model folder";;
-esac
+enter "$name"
 exec rsync --server --sender $options . ./
 """
+)
 
 
 def serve_script(layout: Layout) -> Command:

@@ -14,7 +14,7 @@ from vllmdeploy.effects import template
 from vllmdeploy.effects.ask import ask_access, ask_one
 from vllmdeploy.effects.build_context import feed, wheels_in
 from vllmdeploy.effects.shell import Shell
-from vllmdeploy.effects.transfer_pull import HostShell
+from vllmdeploy.effects.transfer_freight import HostShell
 from vllmdeploy.errors import CommandFailed, PreflightRefused, UsageError
 from vllmdeploy.plan import image_build
 from vllmdeploy.plan.image_build import Build

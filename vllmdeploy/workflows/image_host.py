@@ -11,8 +11,8 @@ from typing import Any, cast
 from vllmdeploy.core.command import Command, Result, check
 from vllmdeploy.core.reading import json_object
 from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.transfer_freight import DiskFull, Freight, Party
 from vllmdeploy.effects.transfer_hosts import Prepared
-from vllmdeploy.effects.transfer_pull import DiskFull, Freight, Party
 from vllmdeploy.errors import CommandFailed, PreflightRefused
 from vllmdeploy.plan.image_push import Standing, Wanted, layer_sizes, manifest, spared_pieces
 from vllmdeploy.plan.transfer_pieces import Piece

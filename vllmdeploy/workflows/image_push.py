@@ -14,8 +14,8 @@ from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
+from vllmdeploy.effects.transfer_freight import DiskFull, Freight, HostShell, Party
 from vllmdeploy.effects.transfer_hosts import Work
-from vllmdeploy.effects.transfer_pull import DiskFull, Freight, HostShell, Party
 from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.image_push import Standing, Wanted, source_of, stand
 from vllmdeploy.plan.transfer_pieces import pieces_of

@@ -15,14 +15,14 @@ from vllmdeploy.effects.execute import OnEvent, Stop
 from vllmdeploy.effects.fanout import each
 from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
+from vllmdeploy.effects.transfer_freight import Freight, HostShell, Party
 from vllmdeploy.effects.transfer_hosts import Work
-from vllmdeploy.effects.transfer_pull import Freight, HostShell, Party
 from vllmdeploy.errors import CommandFailed, VllmdeployError
 from vllmdeploy.plan.network import AUTO
 from vllmdeploy.plan.transfer import LANES
-from vllmdeploy.plan.transfer_pieces import pieces_of
+from vllmdeploy.plan.transfer_pieces import Piece, pieces_of, with_ranges
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
-from vllmdeploy.tools import model_files, rsync, stores, sync_keys
+from vllmdeploy.tools import model_files, ranges, rsync, stores, sync_keys
 from vllmdeploy.tools.manifest import Manifest
 from vllmdeploy.tools.manifest_names import ModelPlace, place_of
 from vllmdeploy.tools.sync_keys import KeyPair
@@ -147,9 +147,12 @@ def decide(session: Session, job: Job) -> Plan:
 
 
 def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
-    piece = pieces_of(job.manifest)[0]
+    piece = _pieces(job)[0]
     source, member = job.seen[job.sources[0]].member, job.seen[name].member
-    if source.road is not None and source.direct and member.direct:
+    direct = source.road if source.direct and member.direct else None
+    if piece.start is not None:
+        receive = _shown_range(job, piece, name, direct)
+    elif direct is not None:
         wanted = rsync.Pull(
             place=job.place,
             number=piece.number,
@@ -157,7 +160,7 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
             size=piece.size,
             limit_kib_s=_per_stream(job.options),
         )
-        receive = rsync.pull(wanted, source.road, sync_keys.keys(member.access.layout))
+        receive = rsync.pull(wanted, direct, sync_keys.keys(member.access.layout))
     elif len(piece.paths) == 1:
         receive = rsync.take_file(job.place, piece.paths[0], 0)
     else:
@@ -167,6 +170,25 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
         ("publish", model_files.publish(job.place, job.manifest)),
         ("mark ready", model_files.mark_ready(job.place, job.manifest)),
     )
+
+
+def _shown_range(job: Job, piece: Piece, name: str, direct: rsync.Road | None) -> Command:
+    start = piece.start or 0
+    wanted = ranges.Range(
+        place=job.place,
+        number=piece.number,
+        path=piece.paths[0],
+        start=start,
+        end=start + piece.size,
+        limit_kib_s=_per_stream(job.options),
+    )
+    if direct is None:
+        return ranges.take(wanted, start)
+    return ranges.pull(wanted, direct, sync_keys.keys(job.seen[name].member.access.layout))
+
+
+def _pieces(job: Job) -> tuple[Piece, ...]:
+    return with_ranges(pieces_of(job.manifest))
 
 
 def _per_stream(options: Options) -> int | None:
@@ -188,7 +210,7 @@ def carry_out(
         names = (*job.sources, *job.targets)
         job = replace(job, seen=sync_laying.laid(session, job.seen, names, on_step, stop))
     freight = Freight(place=job.place, manifest=job.manifest, limit_kib_s=_per_stream(job.options))
-    pieces = pieces_of(job.manifest)
+    pieces = _pieces(job)
     work = HostWork(freight, pieces)
     distribution = Distribution(
         pieces=pieces,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from vllmdeploy.core.command import Command, Result, check
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.transfer_freight import Freight, Party
 from vllmdeploy.effects.transfer_hosts import Prepared
-from vllmdeploy.effects.transfer_pull import Freight, Party
 from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan.transfer_pieces import Piece, held
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
-from vllmdeploy.tools import model_files, rsync
+from vllmdeploy.tools import model_files, ranges, rsync
 from vllmdeploy.tools.model_files_found import FoundStore
 
 
@@ -67,7 +67,10 @@ class HostWork:
         incoming = store.incoming(place.name)
         sizes = incoming.tree.sizes if incoming else {}
         wanted = manifest.by_path
-        foreign = [path for path in sizes if path not in wanted]
+        came = dict(incoming.came) if incoming else {}
+        whole = {piece.paths[0]: piece.number for piece in self.pieces if piece.in_ranges}
+        left = [path for path in came if path not in whole or path in sizes]
+        foreign = [path for path in sizes if path not in wanted] + ranges.leftovers(left)
         if foreign:
             discard = model_files.discard(place.incoming, foreign)
             _run(party, discard, "removing what is not in the manifest")
@@ -77,7 +80,10 @@ class HostWork:
         hashes = self._hashes(party, place.incoming, full, sum(sizes.values())) if full else {}
         good = {path for path in full if hashes.get(path) == wanted[path].sha256}
         there = sum(min(size, wanted[path].size) for path, size in sizes.items() if path in wanted)
-        return Prepared(has=held(self.pieces, good), there=there)
+        growing = {path: came[path] for path in came if path not in left}
+        there += sum(end - begin for found in growing.values() for begin, end in found)
+        files = frozenset(whole[path] for path in sizes if path in whole and path not in good)
+        return Prepared(has=held(self.pieces, good, growing), files=files, there=there)
 
     def _hashes(
         self, party: Party, folder: str, paths: list[str] | tuple[str, ...], total: int

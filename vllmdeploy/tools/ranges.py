@@ -1,0 +1,239 @@
+"""Ranges of big files between hosts: a host sends on what it has of a file before it has it all.
+
+A file that comes in ranges grows below `.vllmdeploy` of the incoming folder, with a list of what
+has come of it beside: a file in the folder itself is whole, or ends where the rest begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vllmdeploy.core.command import Command, script
+from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.model_files import FASTEST_SHA256
+from vllmdeploy.tools.rsync import ENDS_STALE_PULL, ENTER, Keys, Road, transport
+
+GROWING, CAME = ".vllmdeploy/growing", ".vllmdeploy/came"
+SHORT = "is shorter than that"
+_BLOCK = 65536
+_NOTED_EVERY_S, _SILENT_S = 0.2, 30
+_SILENT_TIMES = round(_SILENT_S / _NOTED_EVERY_S)
+_MOST_STEP = 64 * 1024 * 1024
+_PROGRESS = re.compile(r"came (\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Bytes of one file on their way, from `start` to before `end`. `number`, `connection`: as
+    with `rsync.Pull`."""
+
+    place: ModelPlace
+    number: int
+    path: str
+    start: int
+    end: int
+    limit_kib_s: int | None = None
+    connection: str = ""
+
+
+# $at, $end, $step (0: in one go), $pace (KiB/s, 0 for none), $data, $came: reads the bytes on its
+# stdin. What has come is noted as it comes, by where dd stands in the file: a step that is cut goes
+# on from there. What a crash left noted but unwritten, the file's hash finds.
+_TAKE = (
+    """
+umask 022; export LC_ALL=C
+own=.vllmdeploy/pulls/$2
+mkdir -p "$1" && cd -P -- "$1" || exit 1
+"""
+    + ENDS_STALE_PULL
+    + f"""
+mine=$own.$$
+trap 'rm -f "$mine".*' EXIT
+path=$3 at=$4 end=$5 step=$6 pace=$7
+shift 7
+data={GROWING}/$path came={CAME}/$path
+[ -d "${{data%/*}}" ] && [ -d "${{came%/*}}" ] && [ -d "${{own%/*}}" ] ||
+  mkdir -p "${{data%/*}}" "${{came%/*}}" "${{own%/*}}" || exit 1
+clock() {{ read -r now rest < /proc/uptime; now=${{now%.*}}${{now#*.}}; }}
+note() {{ printf '%s %s\\n' "$at" "$1" >> "$came" && echo "came $((at + $1 - begun))"; }}
+# $1 dd: its second descriptor is where the file is written.
+watch() {{
+  seen=$at silent=0
+  while sleep {_NOTED_EVERY_S} >&- 3<&-; do
+    read -r name position < "/proc/$1/fdinfo/1" || exit 0
+    if [ "$position" -gt "$seen" ]; then
+      seen=$position silent=0
+      note $((seen - at)) || exit 1
+    else
+      silent=$((silent + 1))
+      [ "$silent" -lt {_SILENT_TIMES} ] || {{
+        echo "nothing more came for {_SILENT_S} s" >> "$mine.said"; kill "$1"; exit 1; }}
+    fi
+  done 2>/dev/null
+}}
+stop() {{
+  kill $writer $watcher "$(cat "$mine.ssh" 2>/dev/null)" 2>/dev/null
+  rm -f "$own.pid"
+}}
+take() {{
+  exec 3<&0
+  writer= watcher=
+  trap 'stop; exit 143' TERM
+  begun=$at
+  while [ "$at" -lt "$end" ]; do
+    part=$((end - at))
+    [ "$step" = 0 ] || [ "$part" -le "$step" ] || part=$step
+    clock; before=$now
+    : > "$mine.said"
+    dd bs={_BLOCK} count=$(((part + {_BLOCK - 1}) / {_BLOCK})) iflag=fullblock \\
+      of="$data" seek=$((at / {_BLOCK})) conv=notrunc <&3 2>>"$mine.said" &
+    writer=$!
+    watch $writer <&- &
+    watcher=$!
+    wait $writer
+    kill $watcher 2>/dev/null; wait $watcher 2>/dev/null
+    said=$(cat "$mine.said")
+    got=${{said##*
+}}
+    got=${{got%% *}}
+    case $got in "" | *[!0-9]*) got=0;; esac
+    if [ "$got" -gt 0 ]; then note "$((got < part ? got / {_BLOCK} * {_BLOCK} : got))" || return 1; fi
+    [ "$got" = "$part" ] || {{
+      echo "$got bytes of $path came instead of $part" >&2
+      grep -v -e "records in" -e "records out" -e copied "$mine.said" >&2
+      return 1; }}
+    at=$((at + part))
+    clock
+    left=$((pace == 0 ? 0 : part * 100 / (pace * 1024) - now + before))
+    [ "$left" -le 0 ] || sleep "$((left / 100)).$(printf %02d $((left % 100)))"
+  done
+}}
+# A source that is silent would keep an ssh for ever that nobody listens to any more.
+take_or_stop() {{ take; status=$?; [ $status = 0 ] || stop; rm -f "$own.pid"; exit $status; }}
+# $1 its process, which is the one to end.
+awaited() {{ echo "$1" > "$own.pid"; wait "$1"; }}
+"""
+)
+
+# What came of it in an earlier try stands in the order in which it came; dd writes whole blocks.
+_GO_ON = f"""
+[ ! -f "$came" ] || at=$(awk -v at="$at" '$1 <= at && $1 + $2 > at {{ at = $1 + $2 }}
+  END {{ printf "%.0f", at }}' "$came")
+[ "$at" -ge "$end" ] || at=$((at / {_BLOCK} * {_BLOCK}))
+"""
+
+# $1 ssh's words, $2 the folder of its sockets, $3 the source's address, $4 the model's name.
+# The connection outlives the pull that made it, so it may not stand in the folder.
+_PULL = (
+    _TAKE
+    + _GO_ON
+    + """
+mkdir -p -m 700 "$2" || exit 1
+ask() {
+  exec sh -c 'echo $$ > "$1" && cd / && words=$2 && shift 2 && eval "exec $words \\"\\$@\\""' ssh \\
+    "$mine.ssh" "$1" "$3" "vllmdeploy-range $4 $at $((end - at))"
+}
+[ "$at" -lt "$end" ] || exit 0
+printf '%s\\n' "$path" | (ask "$@") 2>"$mine.err" | take_or_stop &
+awaited $!
+status=$?
+cat "$mine.err" >&2
+exit $status
+"""
+)
+
+
+def _words(wanted: Range, start: int) -> tuple[str, ...]:
+    pace = wanted.limit_kib_s or 0
+    step = max(_BLOCK, min(_MOST_STEP, pace * 512 // _BLOCK * _BLOCK)) if pace else 0
+    place = wanted.place
+    numbers = (start, wanted.end, step, pace)
+    return (place.incoming, str(wanted.number), wanted.path, *map(str, numbers))
+
+
+def pull(wanted: Range, road: Road, keys: Keys) -> Command:
+    """Asks the source for what is still lacking of the range, and says how far it is."""
+    ssh = transport(road, keys, wanted.connection)
+    words = (*_words(wanted, wanted.start), ssh, keys.connections, road.ip, wanted.place.name)
+    return script(_PULL, *words, root=True).within(float("inf"))
+
+
+def take(wanted: Range, start: int) -> Command:
+    """The same for bytes that come on stdin."""
+    text = _TAKE + "exec 4<&0; take_or_stop <&4 & exec 4<&-; awaited $!"
+    return script(text, *_words(wanted, start), root=True).within(float("inf"))
+
+
+# $1 the folder, $2 the path: where a file is, wherever it is on its way from there to here.
+FIND_GROWING = f"""
+growing() {{
+  file=./$1
+  [ -f "$file" ] || file=./{GROWING}/$1
+  [ -f "$file" ] || file=./$1
+}}
+"""
+
+
+def give(place: ModelPlace, wanted: Range, start: int) -> Command:
+    """Says the bytes from `start` to the end of the range."""
+    count = -(-(wanted.end - start) // _BLOCK)
+    text = (
+        ENTER
+        + FIND_GROWING
+        + f'growing "$3"; exec dd if="$file" bs={_BLOCK} skip="$4" count="$5" 2>/dev/null'
+    )
+    words = (place.root, place.name, wanted.path, str(start // _BLOCK), str(count))
+    return script(text, *words, root=True).within(float("inf"))
+
+
+_WHERE = f"""
+cd -P -- "$1" 2>/dev/null || {{ echo "$3"; exit 0; }}
+came={CAME}/$2 at=$3 end=$4
+{_GO_ON}
+echo "$at"
+"""
+
+
+def where(wanted: Range) -> Command:
+    """Says from where on the range is still to come."""
+    words = (wanted.place.incoming, wanted.path, str(wanted.start), str(wanted.end))
+    return script(_WHERE, *words, root=True).within(30)
+
+
+# It is moved to its place whatever it is: what is wrong in it is mended there.
+_PUT_TOGETHER = (
+    FASTEST_SHA256
+    + FIND_GROWING
+    + f"""
+umask 022
+cd -P -- "$1" || exit 1
+file={GROWING}/$2
+[ -f "$file" ] || file=./$2
+said=$(printf '%s\\0' "$file" | sha256) || exit 1
+if [ "$file" != "./$2" ]; then
+  case $2 in */*) mkdir -p -- "./${{2%/*}}" || exit 1;; esac
+  mv -f -- "$file" "./$2" || exit 1
+fi
+rm -f -- "{CAME}/$2"
+printf '%s\\n' "$said"
+"""
+)
+
+
+def put_together(place: ModelPlace, path: str, size: int) -> Command:
+    """Gives a file of which all ranges came its place, and says its sha256."""
+    text = script(_PUT_TOGETHER, place.incoming, path, root=True)
+    return text.within(300 + size / 10_000_000)
+
+
+def leftovers(paths: Iterable[str]) -> list[str]:
+    """The files below the incoming folder in which these grew."""
+    return [f"{folder}/{path}" for path in paths for folder in (GROWING, CAME)]
+
+
+def progress(line: str) -> int | None:
+    """The bytes that came, of a line of progress."""
+    found = _PROGRESS.fullmatch(line)
+    return int(found[1]) if found else None
