@@ -143,7 +143,7 @@ def test_a_copy_killed_half_way_goes_on_from_there(
     rig: Rig, folder: Path, victim: str, signal: str
 ) -> None:
     host, name = rig["plain"], f"Killed-{victim}-{signal}"
-    manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * MiB))
+    manifest = model_store.put(rig.head, name, model_store.shards(1, 128 * MiB))
     pair(folder, rig, host)
     began = received(host)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.request
 from collections.abc import Generator
 from typing import Any
@@ -17,36 +16,19 @@ from tests.rig.host import Host
 from tests.rig.operate import STATE, Operator, operator
 from tests.rig.programs import until
 from tests.rig.rig import Rig
-from tests.rig.service_engine import need_engine
+from tests.rig.service_engine import make_tiny_model, need_engine
 
 # Two engines load at the same time, three times over: minutes on a busy machine.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 MODEL = "tiny-random"
 FLEET = tuple(Profile(name=name, cards=1) for name in ("first", "second"))
-# vLLM fills in weights by itself (--load-format dummy), so a shape and a tokenizer are a model.
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 49152,
-    "max_position_embeddings": 512,
-    "torch_dtype": "bfloat16",
-}
 
 
 @pytest.fixture(scope="module")
 def engine() -> None:
     need_engine()
-    folder = base.MODELS / MODEL
-    folder.mkdir(exist_ok=True)
-    for file in (base.MODELS / "SmolLM2-135M-Instruct").glob("tokenizer*"):
-        shutil.copy(file, folder)
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    make_tiny_model(MODEL)
 
 
 @pytest.fixture(scope="module")
