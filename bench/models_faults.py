@@ -48,7 +48,7 @@ def killed_half_way(rig: Rig, folder: Path, victim: Host, signal: str) -> tuple[
     """The share that was sent twice, and the files that were left over."""
     (target,) = rig.workers
     name = f"Killed-{victim.name}-{signal}"
-    manifest = model_store.put(rig.head, name, model_store.shards(1, 128 * model_store.MiB))
+    manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * model_store.MiB))
     began = received(target)
     with subprocess.Popen(
         (str(Path(sys.prefix, "bin/vllmdeploy")), "model", "sync", name, "--yes"),

@@ -139,12 +139,15 @@ def authorized_keys(host: Host) -> str:
 
 @pytest.mark.parametrize("victim", [pytest.param("sender", marks=pytest.mark.long), "receiver"])
 @pytest.mark.parametrize("signal", ["KILL", pytest.param("TERM", marks=pytest.mark.long)])
+@pytest.mark.parametrize("targets", [1, 2], ids=["whole", "ranges"])
 def test_a_copy_killed_half_way_goes_on_from_there(
-    rig: Rig, folder: Path, victim: str, signal: str
+    rig: Rig, folder: Path, victim: str, signal: str, targets: int
 ) -> None:
-    host, name = rig["plain"], f"Killed-{victim}-{signal}"
-    manifest = model_store.put(rig.head, name, model_store.shards(1, 128 * MiB))
-    pair(folder, rig, host)
+    """To one host whole files go, to several ranges, of which a fifth of a second may be lost."""
+    host, name = rig["plain"], f"Killed-{victim}-{signal}-{targets}"
+    size = (48 * MiB, 128 * MiB)[targets - 1]
+    manifest = model_store.put(rig.head, name, model_store.shards(1, size))
+    pair(folder, rig, *(host, rig["sudoer"])[:targets])
     began = received(host)
 
     killed = {"sender": rig.head, "receiver": host}[victim]
@@ -165,8 +168,8 @@ def test_what_went_bad_while_it_grew_is_found_and_only_that_comes_again(
     rig: Rig, folder: Path
 ) -> None:
     host, name = rig["plain"], "Grown"
-    manifest = model_store.put(rig.head, name, model_store.shards(1, 48 * MiB))
-    pair(folder, rig, host)
+    manifest = model_store.put(rig.head, name, model_store.shards(1, 64 * MiB))
+    pair(folder, rig, host, rig["sudoer"])
     began = received(host)
     with background(rig, folder, name):
         half_there(host, name, manifest.total)

@@ -42,7 +42,8 @@ def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator
         EXTRA_VLLM_ARGS="--enforce-eager --load-format dummy",
         MAX_MODEL_LEN=256,
     )
-    made.writes_lines({"first": "head=yes", "second": "", "extra": "spare=yes"})
+    lines = {host.name: "ray_gpus=1" for host in rig.hosts}
+    made.writes_lines(lines | {"first": "head=yes ray_gpus=1", "extra": "ray_gpus=1 spare=yes"})
     made.up()
     started = made.runs("start-service", MODEL, "2", "--yes", limit_s=900)
     assert started.returncode == 0, started.stderr

@@ -49,12 +49,21 @@ class Scene:
     def incoming(self) -> Path:
         return Path(self.place.incoming)
 
-    def wanted(self, start: int, end: int, **more: int) -> Range:
-        return Range(place=self.place, number=7, path=PATH, start=start, end=end, **more)
+    def wanted(self, start: int, end: int, limit_kib_s: int | None = None) -> Range:
+        return Range(
+            place=self.place,
+            number=7,
+            path=PATH,
+            start=start,
+            end=end,
+            limit_kib_s=limit_kib_s,
+        )
 
-    def pull(self, start: int, end: int, **more: int) -> subprocess.CompletedProcess[bytes]:
+    def pull(
+        self, start: int, end: int, limit_kib_s: int | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         keys = Keys(private="/k", known_hosts="/h", connections=str(self.folder / "sockets"))
-        return self.run(ranges.pull(self.wanted(start, end, **more), ROAD, keys))
+        return self.run(ranges.pull(self.wanted(start, end, limit_kib_s), ROAD, keys))
 
     def run(
         self, command: Command, stdin: bytes | None = None

@@ -188,7 +188,12 @@ def _shown_range(job: Job, piece: Piece, name: str, direct: rsync.Road | None) -
 
 
 def _pieces(job: Job) -> tuple[Piece, ...]:
-    return with_ranges(pieces_of(job.manifest))
+    """Ranges are for hosts that send on what they get; to a single one files go with less ado. What
+    has begun to grow in ranges goes on so."""
+    pieces = pieces_of(job.manifest)
+    found = (job.seen[name].store.incoming(job.place.name) for name in job.targets)
+    helps = len(job.targets) > 1 and not job.options.through_control
+    return with_ranges(pieces) if helps or any(one and one.came for one in found) else pieces
 
 
 def _per_stream(options: Options) -> int | None:
