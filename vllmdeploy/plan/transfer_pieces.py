@@ -13,8 +13,8 @@ _LEAST_BYTES, _MOST_BYTES = 1024 * 1024, 32 * 1024 * 1024
 _PIECES = 64
 _TOGETHER_FILES = 2000
 # A file of two such ranges or more moves in ranges: a host sends on what it has of it, long before
-# it has all. More of them would bring nothing but work for those who start them, a tenth of a second
-# each time: on a fast line much.
+# it has all. More of them would bring nothing but work for those who start them, a tenth of a
+# second each time, which on a fast line is much.
 _LEAST_RANGE, _RANGES = 16 * 1024 * 1024, 100
 _ALIGNED = 1024 * 1024
 

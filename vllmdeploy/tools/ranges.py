@@ -99,7 +99,8 @@ take() {{
 }}
     got=${{got%% *}}
     case $got in "" | *[!0-9]*) got=0;; esac
-    if [ "$got" -gt 0 ]; then note "$((got < part ? got / {_BLOCK} * {_BLOCK} : got))" || return 1; fi
+    whole=$((got < part ? got / {_BLOCK} * {_BLOCK} : got))
+    if [ "$whole" -gt 0 ]; then note "$whole" || return 1; fi
     [ "$got" = "$part" ] || {{
       echo "$got bytes of $path came instead of $part" >&2
       grep -v -e "records in" -e "records out" -e copied "$mine.said" >&2
