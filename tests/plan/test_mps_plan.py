@@ -127,6 +127,25 @@ def in_fault() -> FoundMps:
     return host(replace(OURS, servers=(server,)), containers=(shared("m-1"), shared("m-2")))
 
 
+@pytest.mark.parametrize(
+    ("before", "asked", "steps"),
+    [
+        ("50", None, ["set 50% of threads on card 1 (as it was)"]),
+        ("50", 70, ["set 70% of threads on card 1 (--percentage)"]),
+        ("100", None, []),
+        ("", None, []),
+    ],
+)
+def test_a_daemon_that_starts_anew_keeps_its_percentage(
+    before: str, asked: int | None, steps: list[str]
+) -> None:
+    found = host(replace(OURS, percentage=before))
+    plan = restarted(replace(WANTED, cards=(1,), percentage=asked), found)
+    assert [line for line in lines(plan).splitlines() if " set " in line] == [
+        f"gpu-01: {step}" for step in steps
+    ]
+
+
 def test_a_group_starts_anew_together_and_one_at_a_time() -> None:
     plan = restarted(replace(WANTED, cards=(1,)), in_fault())
     assert lines(plan) == (

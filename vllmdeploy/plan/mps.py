@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vllmdeploy.core.card import Card
@@ -25,7 +25,7 @@ _STATIC_HINT = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MpsWanted:
     """`static`: chunks of each partition, made on every card; `uid`: who the engines run as,
-    where that is known."""
+    where that is known; `kept`: by pipe, what a daemon's percentage was before it starts anew."""
 
     cluster: str
     pipe: str
@@ -35,6 +35,7 @@ class MpsWanted:
     exclusive: bool = False
     static: tuple[int, ...] = ()
     percentage: int | None = None
+    kept: Mapping[str, int] = field(default_factory=dict[str, int])
     uid: int | None = None
     keep_days: int = 7
 
@@ -159,6 +160,8 @@ def _start_one(
     last = _await(draft, host, scope, begun)
     if wanted.percentage is not None:
         last = _percentage(draft, host, scope, wanted.percentage, "--percentage", (last,))
+    elif scope.pipe in wanted.kept:
+        last = _percentage(draft, host, scope, wanted.kept[scope.pipe], "as it was", (last,))
     return _partitioned(draft, wanted, host, scope, last)
 
 

@@ -179,8 +179,11 @@ def restart(
     cause = _fault(daemons) or "mps restart"
     stopped = tuple(_stop_member(draft, host, one, runtime, cause) for one in group)
     ended = tuple(_end(draft, host, one, stopped, force=force, cause=cause) for one in daemons)
-    # What was exclusive stays so, and what it was before stays written down.
-    wished = replace(wanted, exclusive=wanted.exclusive or bool(host.mps.saved))
+    # What was exclusive or limited stays so, and what it was before stays written down.
+    kept = {one.pipe: int(one.percentage) for one in daemons if one.percentage.isdigit()}
+    limited = {pipe: percent for pipe, percent in kept.items() if percent < 100}
+    exclusive = wanted.exclusive or bool(host.mps.saved)
+    wished = replace(wanted, exclusive=exclusive, kept=limited)
     ready = start_scopes(draft, wished, host, again, ended or stopped, cause="mps restart")
     for one in group:
         ready = (_start_member(draft, host, one, runtime, ready or ended),)
