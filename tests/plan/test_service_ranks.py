@@ -244,6 +244,16 @@ def test_a_host_that_lost_its_ranks_file_gets_it_again() -> None:
     assert steps.restore_ranks(there, "m", content, {"gpu-02": {"m.json": digest(piece)}}) == ()
 
 
+def test_what_belongs_on_a_host_that_is_not_there_is_not_written_to_the_head() -> None:
+    content = decide().file.content()
+    found = without_ray()
+    here = ground(replace(found, members=found.members[:1]))
+    assert steps.restore_ranks(here, "m", content, {}) == ()
+    assert steps.write(here, "m", content, "changed") == "gpu-01: write service m"
+    steps.remove(here, "m", "stop-service", ranks=("gpu-01", "gpu-02"))
+    assert {step.host for step in here.draft.steps} == {"gpu-01"}
+
+
 def test_the_rank_that_failed_most_speaks_for_its_engine() -> None:
     rank = {"rank": 1, "host": "gpu-02", "state": "backing-off", "reason": "exited with code 1"}
     shown = {

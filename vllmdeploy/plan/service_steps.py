@@ -48,6 +48,11 @@ class Ground:
     instance: str = ""
     members: tuple[Member, ...] = ()
 
+    def reaches(self, host: str) -> bool:
+        """Whether it is a host of the group now: one that is dead, or that the list of hosts does
+        not name any more, is none."""
+        return any(one.name == host for one in (self.head, *self.members))
+
     def at(self, host: str) -> Ground:
         """The same on another host of its group."""
         there = next((one for one in self.members if one.name == host), self.head)
@@ -110,6 +115,7 @@ def write(
     ranks = tuple(
         _write(ground.at(host), name, piece, cause, needs)
         for host, piece in files_elsewhere(content, ground.head.name).items()
+        if ground.reaches(host)
     )
     return _write(ground, name, content, cause, (*needs, *ranks))
 
@@ -141,7 +147,7 @@ def restore_ranks(
     return tuple(
         _write(ground.at(host), name, piece, "its rank's file is not as stored", ())
         for host, piece in files_elsewhere(content, ground.head.name).items()
-        if there.get(host, {}).get(file) != files.digest(piece)
+        if ground.reaches(host) and there.get(host, {}).get(file) != files.digest(piece)
     )
 
 
@@ -275,7 +281,7 @@ def remove(
     """The file goes, and the warden ends the engine; the last steps are done when it has. Its ranks
     on other hosts than the head end after the one there, which may lead them."""
     ended = (_remove(ground, name, cause, needs),)
-    elsewhere = [host for host in ranks if host != ground.head.name]
+    elsewhere = [host for host in ranks if host != ground.head.name and ground.reaches(host)]
     return tuple(_remove(ground.at(host), name, cause, ended) for host in elsewhere) or ended
 
 

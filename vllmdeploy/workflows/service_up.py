@@ -87,7 +87,13 @@ def _restored(
     for service in group.services:
         state, content = states[service.name], group.stored[service.name].content
         written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
-        if patient and (before or written or state.state != "running"):
+        lost = [host for host in service.placement if not ground.reaches(host)]
+        if patient and lost and service.executor == "mp":
+            ground.draft.note(
+                f"service {service.name} has ranks on {', '.join(lost)}, no host of its group any"
+                f" more: vllmdeploy restart-service {service.name} gives them other cards"
+            )
+        elif patient and (before or written or state.state != "running"):
             cause = "its spec is stored here" if before else state.words
             needs = (*before, *written)
             awaited.append(steps.await_answer(ground, service, cause, needs, fresh=False))
