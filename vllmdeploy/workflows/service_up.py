@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from vllmdeploy.core.plan import Draft, Plan
@@ -61,7 +61,8 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
         hosts = {member.name for member in group.members}
         before = tuple(step.key for step in plan if step.host in hosts)
         placed_anew, before = _with_spares(session, ground, group, before)
-        awaited += _restored(ground, placed_anew, before, patient=patient)
+        moved = {name for name, one in placed_anew.stored.items() if one != group.stored[name]}
+        awaited += _restored(ground, placed_anew, before, moved, patient=patient)
         services += placed_anew.services
     back = instances_up.Back()
     if instances_of(seen.instances):
@@ -72,9 +73,15 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
 
 
 def _restored(
-    ground: Ground, group: FoundServices, before: tuple[str, ...], *, patient: bool
+    ground: Ground,
+    group: FoundServices,
+    before: tuple[str, ...],
+    moved: Collection[str],
+    *,
+    patient: bool,
 ) -> list[str]:
-    """What brings a group's services back; the keys of the steps that wait for them."""
+    """What brings a group's services back; the keys of the steps that wait for them. `moved`: those
+    whose files are written already."""
     states = {
         one.name: group.engines.get(one.name) or EngineState(state="not running")
         for one in group.services
@@ -86,7 +93,9 @@ def _restored(
     steps.remove_strays(ground, group)
     for service in group.services:
         state, content = states[service.name], group.stored[service.name].content
-        written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
+        written: tuple[str, ...] = ()
+        if service.name not in moved:
+            written = steps.restore_ranks(ground, service.name, content, group.elsewhere)
         lost = [host for host in service.placement if not ground.reaches(host)]
         if patient and lost and service.executor == "mp":
             ground.draft.note(
