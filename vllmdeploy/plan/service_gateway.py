@@ -31,7 +31,13 @@ from vllmdeploy.tools import files
 from vllmdeploy.tools.vllm_services import Service
 
 _START_S = 60.0
-_ASK = "import sys, urllib.request as u\nprint(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+# Where nothing is ready the answer is an error, whose body says the same as that of the others.
+_ASK = (
+    "import sys, urllib.error as e, urllib.request as u\n"
+    "try: answer = u.urlopen(sys.argv[1], timeout=5)\n"
+    "except e.HTTPError as error: answer = error\n"
+    "print(answer.read().decode())"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +132,16 @@ class Offering:
         *,
         then: Sequence[Service] = (),
         after: tuple[str, ...] = (),
+        patient: bool = True,
     ) -> tuple[str, ...]:
-        """As `up`, where there may be nothing to do; `then`: as for `up_at_once`."""
+        """As `up`, where there may be nothing to do; `then`: as for `up_at_once`. `patient`: until
+        all of them are ready, and not only the gateway itself."""
         before = len(self.ground.draft.steps)
         routed = self.route(services, "not as stored", needs)
         made = self._node(routed)
         if needs or after or len(self.ground.draft.steps) > before:
-            return (self._await((*routed, *made, *after), (*services, *then)),)
+            awaited = (*services, *then) if patient else ()
+            return (self._await((*routed, *made, *after), awaited),)
         return ()
 
     def keep_keys(self) -> tuple[str, ...]:
@@ -249,7 +258,7 @@ class Offering:
             limit_s=_START_S,
             explain=((ground.head.name, ground.head.found.access.of(logs.within(15))),),
         )
-        cause = "every service can be used through it"
+        cause = "every service can be used through it" if services else "it answers"
         return ground.add("await", self.name, cause, wait, tuple(dict.fromkeys(needs)))
 
 

@@ -93,9 +93,13 @@ class Gateways:
         *,
         then: Sequence[Service] = (),
         after: tuple[str, ...] = (),
+        patient: bool = True,
     ) -> None:
         needs = (*needs, *self._kept())
-        self._retire(_all(one.restore(services, needs, then=then, after=after) for one in self.of))
+        restored = (
+            one.restore(services, needs, then=then, after=after, patient=patient) for one in self.of
+        )
+        self._retire(_all(restored))
 
     def _kept(self) -> tuple[str, ...]:
         return self.keeper.keep_keys() if self.keeper else ()

@@ -68,7 +68,9 @@ def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -
     if instances_of(seen.instances):
         back = instances_up.bring_back(session, seen, draft, patient=patient)
     offered = offering(session, seen, draft)
-    offered.restore(services, tuple(awaited), then=back.instances, after=back.awaited)
+    offered.restore(
+        services, tuple(awaited), then=back.instances, after=back.awaited, patient=patient
+    )
     return draft.finished()
 
 
