@@ -7,13 +7,15 @@ import shutil
 import socket
 import ssl
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from tests.support.running_gateway import Api, engines, gateway
-from vllmdeploy.errors import SettingsError
+from vllmdeploy.effects.gateway_admin import GatewayAdmin
+from vllmdeploy.errors import NotHealthy, SettingsError
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
 
@@ -154,3 +156,22 @@ async def test_it_does_not_start_with_a_pair_that_is_none(tmp_path: Path, what: 
     with pytest.raises(SettingsError, match=said):
         async with gateway(*options((cert, key))):
             raise AssertionError("it started")
+
+
+async def test_the_commands_trust_what_ssl_cert_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = certificate(tmp_path, "mine")
+    async with engines("m") as (engine,), gateway("--upstream", engine.url, *options(mine)) as api:
+        url = f"https://127.0.0.1:{port_of(api)}"
+
+        def asked() -> str:
+            with closing(GatewayAdmin(url, "")) as admin:
+                return admin.metrics()
+
+        with pytest.raises(NotHealthy) as caught:
+            await asyncio.to_thread(asked)
+        assert "certificate verify failed" in caught.value.message
+        assert "SSL_CERT_FILE" in (caught.value.hint or "")
+        monkeypatch.setenv("SSL_CERT_FILE", str(mine[0]))
+        assert "vllmdeploy_gateway" in await asyncio.to_thread(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import quote
@@ -20,11 +21,13 @@ class GatewayAdmin:
     def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        # No proxy, no redirect: the admin key goes to this address and nowhere else.
+        # No proxy, no redirect: the admin key goes to this address and nowhere else. What counts is
+        # what the system trusts, and SSL_CERT_FILE: private networks have their own CAs.
         self._client = httpx.Client(
             base_url=self.url,
             headers=headers,
             timeout=_LIMIT_S,
+            verify=ssl.create_default_context(),
             trust_env=False,
             follow_redirects=False,
             transport=transport,
@@ -94,10 +97,10 @@ class GatewayAdmin:
 
     def _silent(self, method: str, path: str, error: httpx.HTTPError) -> NotHealthy:
         words = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-        return NotHealthy(
-            f"{self.url}: {method} {path}: {words}",
-            hint="is the gateway running? `vllmdeploy status`, or give --url",
-        )
+        hint = "is the gateway running? `vllmdeploy status`, or give --url"
+        if "CERTIFICATE_VERIFY_FAILED" in words:
+            hint = "set SSL_CERT_FILE to the certificate, or to that of the CA that signed it"
+        return NotHealthy(f"{self.url}: {method} {path}: {words}", hint=hint)
 
     def _refused(self, method: str, path: str, answer: httpx.Response) -> VllmdeployError:
         said = f"{self.url}: {method} {path}: {answer.status_code}: {_words(answer)}"
