@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.rig import base, look
+from tests.rig import look
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
 from tests.rig.host import Host
-from tests.rig.operate import STATE, Operator, operator
+from tests.rig.operate import STATE, Operator
 from tests.rig.programs import until
 from tests.rig.rig import Rig
-from tests.rig.service_engine import make_tiny_model, need_engine
+from tests.rig.service_engine import make_tiny_model, need_engine, serve_without_ray
 
 # Two engines load at the same time, three times over: minutes on a busy machine.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -41,21 +41,7 @@ def rig(engine: None) -> Generator[Rig]:
 @pytest.fixture(scope="module")
 def served(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Operator, str]:
     """The operator and the API key that was shown once."""
-    made = operator(rig, tmp_path_factory.mktemp("operator"))
-    made.writes(
-        MODEL_PATH=str(base.MODELS),
-        EXECUTOR="mp",
-        SHM_SIZE="256m",
-        EXTRA_DOCKER_ARGS=base.docker_args(str(base.ENGINE)),
-        EXTRA_ENV="VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1",
-        EXTRA_VLLM_ARGS="--enforce-eager --load-format dummy",
-        MAX_MODEL_LEN=256,
-    )
-    made.up()
-    started = made.runs("start-service", MODEL, "2", "--yes", limit_s=900)
-    assert started.returncode == 0, started.stderr
-    shown = next(line for line in started.stdout.splitlines() if line.startswith("API key"))
-    return made, shown.split()[-1]
+    return serve_without_ray(rig, tmp_path_factory.mktemp("operator"), MODEL)
 
 
 def answers(rig: Rig, key: str) -> bool:

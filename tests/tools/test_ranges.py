@@ -224,6 +224,7 @@ def test_nothing_but_ranges_of_a_models_own_files_is_given(
 
 
 def test_a_path_with_a_newline_is_not_a_second_question(scene: Scene) -> None:
+    (scene.source / "x").write_bytes(b"fives")
     wanted = Range(place=scene.place, number=1, path="none\nx", start=0, end=5)
     keys = Keys(private="/k", known_hosts="/h", connections=str(scene.folder / "sockets"))
     assert scene.run(ranges.pull(wanted, ROAD, keys)).returncode == 1

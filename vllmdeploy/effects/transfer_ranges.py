@@ -15,6 +15,7 @@ from vllmdeploy.effects.transfer_pipe import through
 from vllmdeploy.errors import CommandFailed
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 from vllmdeploy.tools import model_files, ranges, sync_keys
+from vllmdeploy.tools.manifest_names import ModelPlace
 from vllmdeploy.tools.ranges import Range
 
 
@@ -22,8 +23,9 @@ class ShortSource(CommandFailed):
     """The source's file is not the one of the manifest: it ends before the range does."""
 
 
-def range_of(transfer: Transfer, source: str, target: Party, freight: Freight) -> Range:
-    piece, place = transfer.piece, freight.place_on(target)
+def range_of(
+    piece: Piece, place: ModelPlace, limit_kib_s: int | None, *, connection: str = ""
+) -> Range:
     start = piece.start or 0
     return Range(
         place=place,
@@ -31,15 +33,17 @@ def range_of(transfer: Transfer, source: str, target: Party, freight: Freight) -
         path=piece.paths[0],
         start=start,
         end=start + piece.size,
-        limit_kib_s=freight.limit_kib_s,
-        connection=f"{source} {target.name} {transfer.stream} {place.incoming}",
+        limit_kib_s=limit_kib_s,
+        connection=connection,
     )
 
 
 def fetch(
     transfer: Transfer, source: Party, target: Party, freight: Freight, arrival: Arrival
 ) -> None:
-    wanted = range_of(transfer, source.name, target, freight)
+    place = freight.place_on(target)
+    connection = f"{source.name} {target.name} {transfer.stream} {place.incoming}"
+    wanted = range_of(transfer.piece, place, freight.limit_kib_s, connection=connection)
     if transfer.relayed:
         _relay(wanted, source, target, freight, arrival)
     else:

@@ -49,8 +49,7 @@ class Ground:
     members: tuple[Member, ...] = ()
 
     def reaches(self, host: str) -> bool:
-        """Whether it is a host of the group now: one that is dead, or that the list of hosts does
-        not name any more, is none."""
+        """A host that is dead, or that no list names any more, is not of its group now."""
         return any(one.name == host for one in (self.head, *self.members))
 
     def at(self, host: str) -> Ground:

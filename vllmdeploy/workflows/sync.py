@@ -17,6 +17,7 @@ from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import OnSyncEvent
 from vllmdeploy.effects.transfer_freight import Freight, HostShell, Party
 from vllmdeploy.effects.transfer_hosts import Work
+from vllmdeploy.effects.transfer_ranges import range_of
 from vllmdeploy.errors import CommandFailed, VllmdeployError
 from vllmdeploy.plan.network import AUTO
 from vllmdeploy.plan.transfer import LANES
@@ -173,17 +174,9 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
 
 
 def _shown_range(job: Job, piece: Piece, name: str, direct: rsync.Road | None) -> Command:
-    start = piece.start or 0
-    wanted = ranges.Range(
-        place=job.place,
-        number=piece.number,
-        path=piece.paths[0],
-        start=start,
-        end=start + piece.size,
-        limit_kib_s=_per_stream(job.options),
-    )
+    wanted = range_of(piece, job.place, _per_stream(job.options))
     if direct is None:
-        return ranges.take(wanted, start)
+        return ranges.take(wanted, wanted.start)
     return ranges.pull(wanted, direct, sync_keys.keys(job.seen[name].member.access.layout))
 
 
