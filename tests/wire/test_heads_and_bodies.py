@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmdeploy.wire.body import Chunked, decoder
+from vllmdeploy.wire.chunks import chunk
 from vllmdeploy.wire.faults import Malformed, NotHttp
 from vllmdeploy.wire.head import CHUNKED, UNTIL_CLOSE, parse_answer, parse_request
 from vllmdeploy.wire.reader import MessageReader
-from vllmdeploy.wire.write import answer_head, chunk, request_head
+from vllmdeploy.wire.write import answer_head, request_head
 
 GOOD = (
     b"POST /v1/completions?a=b HTTP/1.1\r\nHost: gw:8000\r\nContent-Length: 2\r\nX-A: 1 \r\n\r\n{}"
@@ -203,6 +204,30 @@ def test_chunks_carry_any_bytes_however_they_are_cut(pieces: list[bytes], size: 
     chunks = decoder(CHUNKED)
     found = b"".join(chunks.decode(data[at : at + size]) for at in range(0, len(data) - 4, size))
     assert found == b"".join(pieces)
+    assert chunks.done
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 255, 256, 4095, 4096, 65536, 100_000])
+@pytest.mark.parametrize("line", [b"%x", b"%X", b"0%x", b"%x;a=b", b"%x "])
+def test_a_chunk_of_any_size_is_read_whole_or_in_two(size: int, line: bytes) -> None:
+    whole = line % size + b"\r\n" + b"x" * size + b"\r\n"
+    if line == b"%x":
+        assert whole == chunk(b"x" * size)
+    chunks = Chunked()
+    for cut in (0, 1, 2, len(whole) // 2, len(whole) - 1):
+        assert chunks.decode(whole[:cut]) + chunks.decode(whole[cut:]) == b"x" * size
+    assert chunks.decode(whole + whole) == b"x" * 2 * size
+    assert not chunks.done
+    assert chunks.decode(b"0\r\n\r\n") == b""
+    assert chunks.done
+
+
+def test_what_only_looks_like_one_chunk_is_refused_or_waited_for() -> None:
+    with pytest.raises(Malformed):
+        Chunked().decode(b"4\r\nabcdX\n")
+    chunks = Chunked()
+    assert chunks.decode(b"5\r\nab\r\n") == b"ab\r\n"  # nine bytes, as a chunk of four has
+    assert chunks.decode(b"c\r\n0\r\n\r\n") == b"c"
     assert chunks.done
 
 

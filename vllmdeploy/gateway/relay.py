@@ -63,8 +63,12 @@ async def _stream(visit: Visit, answer: Answer, dispatcher: Dispatcher) -> Failu
     exchange, connection, head = visit.exchange, answer.connection, answer.head
     watch = Watch() if is_events(answer) else None
 
+    waiting = True
+
     def pass_on(piece: bytes) -> None:
-        if not visit.first_byte_at:
+        nonlocal waiting
+        if waiting:
+            waiting = False
             visit.first_byte_at = monotonic()
             answer.instance.load.first_byte(visit.first_byte_at - answer.began)
         if watch is not None:

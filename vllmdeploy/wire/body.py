@@ -7,6 +7,7 @@ import io
 import re
 from typing import Protocol
 
+from vllmdeploy.wire.chunks import END, LINE_OF
 from vllmdeploy.wire.faults import Malformed
 from vllmdeploy.wire.head import CHUNKED, UNTIL_CLOSE
 
@@ -15,7 +16,6 @@ _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\
 _LINE_MAX = 256
 _TRAILERS_MAX = 8192
 _JOINED_MAX = 512 * 1024
-
 _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
 
@@ -51,6 +51,15 @@ class Chunked:
         self.rest = b""
 
     def decode(self, data: bytes) -> bytes:
+        if self._state == _SIZE and not self._held:
+            line = LINE_OF.get(len(data))
+            if line is not None:
+                begin = len(line)
+                if data[:begin] == line and data[-2:] == END:
+                    return data[begin:-2]
+        return self._by_parts(data)
+
+    def _by_parts(self, data: bytes) -> bytes:
         if self._held:
             data = self._held + data
             self._held = b""

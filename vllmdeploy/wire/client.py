@@ -36,7 +36,7 @@ class UpstreamConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_deadlines", "_failure", "_head", "_held", "_held_size", "_loop", "_paused"),
+        *("_deadlines", "_failure", "_head", "_held", "_held_size", "_idle_s", "_loop", "_paused"),
         *("_reader", "_sink", "_stuck", "_times", "_transport", "_unsent", "_until", "_waiter"),
         *("asked", "deadline", "idle_since", "lost", "on_lost"),
     )
@@ -45,6 +45,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._deadlines = deadlines
         self._times = times
+        self._idle_s = times.idle_s
         self._reader = MessageReader()
         self._head: AnswerHead | None = None
         self._held: list[bytes] = []
@@ -179,11 +180,22 @@ class UpstreamConnection(asyncio.Protocol):
         self._deadlines.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
         try:
-            if self._head is None and not self._read_head():
+            sink = self._sink
+            if sink is None:
+                self._receive(data)
                 return
-            self._read_body()
+            # Every event of every stream comes this way: no more is called than must be.
+            reader = self._reader
+            payload = reader.more(data)
+            if payload:
+                sink(payload)
+            if reader.complete:
+                self.deadline = NEVER
+                self._wake()
+            elif not self._paused:
+                silent = self._deadlines.soon + self._idle_s
+                self.deadline = silent if silent < self._until else self._until
         except Malformed as error:
             self._fail(NotHttp(error.reason))
         except UpstreamError as error:
@@ -234,7 +246,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._unsent is not None and not self._stuck:
             self._loop.call_soon(self._send_on)
 
-    def _read_head(self) -> bool:
+    def _read_head(self) -> AnswerHead | None:
         if not self.asked or self._waiter is None:
             raise NotHttp("data that nobody asked for")
         head = self._reader.head(parse_answer)
@@ -244,24 +256,19 @@ class UpstreamConnection(asyncio.Protocol):
             self._reader.renew()
             head = self._reader.head(parse_answer)
         self._head = head
-        return head is not None
+        return head
 
-    def _read_body(self) -> None:
-        head = self._head
+    def _receive(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        head = self._head or self._read_head()
         if head is None:
             return
-        reader = self._reader
         payload = reader.body()
         if reader.complete:
             self.deadline = NEVER
         elif not self._paused:
-            self.deadline = min(self._until, monotonic() + self._times.idle_s)
-        if self._sink is not None:
-            if payload:
-                self._sink(payload)
-            if reader.complete:
-                self._wake()
-            return
+            self.deadline = min(self._until, monotonic() + self._idle_s)
         if payload:
             self._hold(payload)
         if reader.complete or not 0 <= head.length <= COLLECTED_MAX:

@@ -18,15 +18,20 @@ class Expiring(Protocol):
 
 
 class Deadlines:
+    """`soon` is about now, and never before it but when the loop itself is late: it costs nothing
+    to look at."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, tick_s: float = _TICK_S) -> None:
         self._loop = loop
         self._tick_s = tick_s
         self._watched: set[Expiring] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self.soon = monotonic() + tick_s
 
     def add(self, item: Expiring) -> None:
         self._watched.add(item)
         if self._timer is None:
+            self.soon = monotonic() + self._tick_s
             self._timer = self._loop.call_later(self._tick_s, self._tick)
 
     def discard(self, item: Expiring) -> None:
@@ -38,6 +43,7 @@ class Deadlines:
         if self._watched:
             self._timer = self._loop.call_later(self._tick_s, self._tick)
         now = monotonic()
+        self.soon = now + self._tick_s
         for item in [item for item in self._watched if item.deadline <= now]:
             try:
                 item.expire()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from vllmdeploy.wire.chunks import chunk
 from vllmdeploy.wire.head import Field, RequestHead
-from vllmdeploy.wire.write import LAST_CHUNK, answer_head, chunk
+from vllmdeploy.wire.write import LAST_CHUNK, answer_head
 
 
 class Wire(Protocol):

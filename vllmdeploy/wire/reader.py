@@ -72,6 +72,18 @@ class MessageReader:
         self.complete = not head.length
         return head
 
+    def more(self, data: bytes) -> bytes:
+        """`feed`, and then `body`."""
+        decoder = self._decoder
+        if decoder is None or self._data:
+            self.feed(data)
+            return self.body()
+        payload = decoder.decode(data)
+        if decoder.done:
+            self._data = decoder.rest
+            self.complete = True
+        return payload
+
     def body(self) -> bytes:
         if not self._begun:
             raise RuntimeError("the body was asked for before the head")

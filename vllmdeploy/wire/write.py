@@ -1,4 +1,4 @@
-"""Heads and chunks, written out."""
+"""Heads, written out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,3 @@ def request_head(method: str, target: str, host: str, fields: Iterable[Field]) -
 
 def written(fields: Iterable[Field]) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
