@@ -45,7 +45,7 @@ class Chunked:
     def __init__(self) -> None:
         self._state = _SIZE
         self._left = 0
-        self._held = b""
+        self._held: bytes = b""
         self._trailers = 0
         self.done = False
         self.rest = b""
