@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.wire import MBIT, measured
+from bench.wire import MBIT, Wire
 from tests.rig import images, network
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
@@ -53,8 +53,8 @@ def by_star(rig: Rig, name: str) -> None:
         list(pool.map(copy, rig.workers))
 
 
-def profiles(hosts: int) -> Sequence[Profile]:
-    nic = network.Nic(rate=f"{MBIT}mbit", speed_mbit=MBIT)
+def profiles(hosts: int, mbit: int) -> Sequence[Profile]:
+    nic = network.Nic(rate=f"{mbit}mbit", speed_mbit=mbit)
     return [Profile(name=f"h{number}", nics=(nic,)) for number in range(hosts + 1)]
 
 
@@ -64,6 +64,7 @@ def main() -> None:
     options.add_argument("figures", nargs="*", metavar="|".join(_PLACES), help="default: all")
     options.add_argument("--hosts", type=int, default=8)
     options.add_argument("--mib", type=int, default=512)
+    options.add_argument("--mbit", type=int, default=MBIT, help="of each host's line")
     given = options.parse_args()
     given.figures = given.figures or list(_PLACES)
     if unknown := set(given.figures) - set(_PLACES):
@@ -71,7 +72,7 @@ def main() -> None:
     reason = rigs.reason_it_cannot_run()
     if reason:
         raise SystemExit(reason)
-    rig = rigs.start(profiles(given.hosts))
+    rig = rigs.start(profiles(given.hosts, given.mbit))
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -82,25 +83,21 @@ def main() -> None:
 
 
 def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
-    hosts, size = given.hosts, given.mib * MiB
+    size = given.mib * MiB
+    wire = Wire("M-image", given.hosts, given.mbit)
     if "star" in given.figures:
         images.put(rig.head, "star:1", size)
         text = f"{given.mib} MiB, docker save to all at once"
-        measured("M-image", text, size, hosts, partial(by_star, rig, "star:1"))
+        wire.measured(text, size, partial(by_star, rig, "star:1"))
     if "push" in given.figures or "second" in given.figures:
         images.put(rig.head, "pushed:1", size)
         text = f"{given.mib} MiB, image push"
-        measured("M-image", text, size, hosts, partial(by_push, rig, folder, "pushed:1"), GOAL)
+        wire.measured(text, size, partial(by_push, rig, folder, "pushed:1"), GOAL)
     if "second" in given.figures:
         small = 10 * 1000 * 1000
         images.put(rig.head, "second:1", small, on="pushed:1")
-        measured(
-            "M-image",
-            "10 MB on top, image push",
-            small,
-            hosts,
-            partial(by_push, rig, folder, "second:1"),
-        )
+        work = partial(by_push, rig, folder, "second:1")
+        wire.measured("10 MB on top, image push", small, work)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.wire import MBIT, measured
+from bench.wire import MBIT, Wire
 from tests.rig import model_store, network
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
@@ -25,6 +25,7 @@ from tests.rig.rig import Rig
 
 GOAL = 1.3
 BY_HAND = "/srv/by-hand"
+_FIGURES = ("by-hand", "one-file", "sync")
 _LINE = (
     "rsync -a --whole-file -e 'ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no "
     '-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR\' "$1/" "$2:$3/"'
@@ -62,8 +63,8 @@ def put(rig: Rig, name: str, count: int, size: int) -> int:
     return model_store.put(rig.head, name, model_store.shards(count, size)).total
 
 
-def profiles(hosts: int) -> Sequence[Profile]:
-    nic = network.Nic(rate=f"{MBIT}mbit", speed_mbit=MBIT)
+def profiles(hosts: int, mbit: int) -> Sequence[Profile]:
+    nic = network.Nic(rate=f"{mbit}mbit", speed_mbit=mbit)
     return [Profile(name=f"h{number}", nics=(nic,), engine=False) for number in range(hosts + 1)]
 
 
@@ -73,11 +74,17 @@ def main() -> None:
     options.add_argument("--shards", type=int, default=30)
     options.add_argument("--mib", type=int, default=32)
     options.add_argument("--by-hand-mib", type=int, default=4)
+    options.add_argument("--mbit", type=int, default=MBIT, help="of each host's line")
+    # argparse holds a default against the choices as a whole, so the words say what they are.
+    options.add_argument("figures", nargs="*", metavar="|".join(_FIGURES), help="default: all")
     given = options.parse_args()
+    given.figures = given.figures or list(_FIGURES)
+    if unknown := set(given.figures) - set(_FIGURES):
+        options.error(f"no figure {', '.join(sorted(unknown))}")
     reason = rigs.reason_it_cannot_run()
     if reason:
         raise SystemExit(reason)
-    rig = rigs.start(profiles(given.hosts))
+    rig = rigs.start(profiles(given.hosts, given.mbit))
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -88,36 +95,25 @@ def main() -> None:
 
 
 def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
-    shards, hosts = given.shards, given.hosts
+    shards, wire = given.shards, Wire("M-sync", given.hosts, given.mbit)
     small = given.by_hand_mib * model_store.MiB
-    size = put(rig, "Small", shards, small)
     text = f"{shards} shards of {{}} MiB, {{}}"
     by_hand_text = text.format(given.by_hand_mib, "{}")
-    reach_by_hand(rig)
-    for how, at_once in (("rsync to one after another", 1), ("rsync to all at once", hosts)):
-        measured(
-            "M-sync",
-            by_hand_text.format(how),
-            size,
-            hosts,
-            partial(by_hand, rig, "Small", at_once=at_once, target=BY_HAND),
-            None,
-        )
-    measured(
-        "M-sync",
-        by_hand_text.format("model sync"),
-        size,
-        hosts,
-        lambda: by_sync(rig, folder, "Small"),
-        None,
-    )
-    size = put(rig, "Whole", 1, shards * small)
-    measured(
-        "M-sync", "one file, model sync", size, hosts, lambda: by_sync(rig, folder, "Whole"), None
-    )
-    size = put(rig, "Model", shards, given.mib * model_store.MiB)
-    full = text.format(given.mib, "model sync")
-    measured("M-sync", full, size, hosts, lambda: by_sync(rig, folder, "Model"), GOAL)
+    if "by-hand" in given.figures:
+        size = put(rig, "Small", shards, small)
+        reach_by_hand(rig)
+        for how, at_once in (("one after another", 1), ("all at once", given.hosts)):
+            work = partial(by_hand, rig, "Small", at_once=at_once, target=BY_HAND)
+            wire.measured(by_hand_text.format(f"rsync to {how}"), size, work)
+        figure = by_hand_text.format("model sync")
+        wire.measured(figure, size, lambda: by_sync(rig, folder, "Small"))
+    if "one-file" in given.figures:
+        size = put(rig, "Whole", 1, shards * small)
+        wire.measured("one file, model sync", size, lambda: by_sync(rig, folder, "Whole"))
+    if "sync" in given.figures:
+        size = put(rig, "Model", shards, given.mib * model_store.MiB)
+        figure = text.format(given.mib, "model sync")
+        wire.measured(figure, size, lambda: by_sync(rig, folder, "Model"), GOAL)
 
 
 if __name__ == "__main__":

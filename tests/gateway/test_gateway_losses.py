@@ -214,7 +214,7 @@ async def test_of_a_thousand_streams_that_break_each_says_so() -> None:
 
 def part(chance: random.Random) -> str:
     """The beginning of a stream, ended anywhere in its head or in its chunks."""
-    event = 'data: {"choices": [{"index": 0, "text": "x"}]}\n\n'
+    event = 'data: {"id":"cmpl-1","choices":[{"index":0,"text":"x"}]}\n\n'
     head = (
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )

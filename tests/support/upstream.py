@@ -204,7 +204,7 @@ class FakeEngine:
                     await gone
                 reason = "length" if number == self.events - 1 else None
                 part = _part(asked.path, f"{text}{number} é", "delta")
-                event = {"choices": [{"index": 0, "finish_reason": reason, **part}]}
+                event = {"id": "cmpl-1", "choices": [{"index": 0, "finish_reason": reason, **part}]}
                 data = b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
                 send = _bytewise if mode == "bytewise" else _send
                 await send(writer, _chunk(data))
