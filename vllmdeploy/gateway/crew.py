@@ -6,14 +6,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import tempfile
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vllmdeploy.core.tasks import TaskGroup
 from vllmdeploy.errors import UsageError
+from vllmdeploy.gateway import meeting
 from vllmdeploy.gateway.fleet import Fleet
 from vllmdeploy.gateway.gateway import Gateway
 from vllmdeploy.gateway.hand import Hand, News, Orders
@@ -103,11 +102,11 @@ class Parent(Running):
         everybody = replace(spec.limits, connections_per_address=spec.limits.connections)
         # Workers look at addresses, and write the access log, before they ask.
         super().__init__(replace(spec, allow=(), access_log="", limits=everybody))
-        self._home = Path(tempfile.mkdtemp(prefix="vllmdeploy-gateway-"))
+        self._home = meeting.make()
         self._crew: Crew | None = None
 
     async def _listen(self, *, taking_over: bool) -> None:
-        path = str(self._home / "parent")
+        path = str(self._home / meeting.SOCKET)
         self._listening.append(await self._loop.create_unix_server(self._connection, path))
         self._crew = Crew(self.gateway, self.sockets, path)
         self._steering.on_changed = self._crew.tell
