@@ -215,6 +215,33 @@ def test_an_engine_that_does_not_come_up_leaves_nothing_behind(up: ScriptedHost,
     assert failed.err.count("serve: error: bad value") == 1
     assert list((up.state / "services").iterdir()) == []
     assert not any("vllm-gateway" in line for line in up.changes)
+    assert "API key" not in failed.out
+    assert not (up.state / "secrets/gateway/api_keys").exists()
+
+
+@pytest.mark.parametrize("how", ["text", "json"])
+def test_keys_that_were_made_are_shown_although_the_gateway_does_not_come(
+    up: ScriptedHost, run: Run, how: str
+) -> None:
+    shebang, program = (up.folder / "bin/docker").read_text().split("\n", 1)
+    fails = "case \"$1 $*\" in 'run '*vllm-gateway*) echo 'no room' >&2; exit 1;; esac"
+    up.program("docker", f"{shebang}\n{fails}\n{program}")
+    more = ("--json",) if how == "json" else ()
+    failed = run("start-service", "m", "--yes", *more)
+    assert failed.code == 4, failed.err
+    kept = (up.state / "secrets/gateway/api_keys").read_text().strip().removeprefix("default:")
+    if how == "json":
+        assert json.loads(failed.out)["new_keys"]["API key"] == kept
+    else:
+        assert f"API key (shown once, kept on the head): {kept}" in failed.out
+        assert "admin key (shown once" in failed.out
+
+
+def test_json_is_one_document_with_the_new_keys(up: ScriptedHost, run: Run) -> None:
+    started = run("start-service", "m", "--yes", "--json")
+    document = json.loads(started.out)
+    assert {step["outcome"] for step in document["steps"]} == {"done"}
+    assert sorted(document["new_keys"]) == ["API key", "admin key"]
 
 
 def test_every_reason_is_told_at_once_and_nothing_is_touched(up: ScriptedHost, run: Run) -> None:

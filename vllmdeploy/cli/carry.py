@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllmdeploy.core.plan import Plan
     from vllmdeploy.effects.execute import OnEvent, Stop
     from vllmdeploy.workflows.cluster import Applied
+    from vllmdeploy.workflows.service_keys import Keys
     from vllmdeploy.workflows.session import Session
 
 
@@ -55,15 +56,27 @@ def carry_out(
     conclude(here, applied, stop)
 
 
-def conclude(here: World, applied: Applied, stop: Stop) -> None:
-    """Each failure once; the first one's exit code."""
+def shown_once(called: str, key: str) -> str:
+    return f"{called} (shown once, kept on the head): {key}"
+
+
+def conclude(here: World, applied: Applied, stop: Stop, *, keys: Keys | None = None) -> None:
+    """Each failure once; the first one's exit code. `keys`: of which some may have come to the head
+    although the rest failed, and would never be shown again."""
+    new = keys.unseen(applied.outcomes) if keys is not None else ()
     if here.json:
-        output.document({"steps": [output.outcome_document(one) for one in applied.outcomes]})
+        shown: dict[str, object] = {
+            "steps": [output.outcome_document(one) for one in applied.outcomes]
+        }
+        output.document(shown | ({"new_keys": dict(new)} if new else {}))
     if applied.unrecorded:
         output.say(f"note: not in the audit log: {applied.unrecorded.message}")
     skipped = len(applied.skipped)
     if skipped:
         output.say(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
+    if not here.json and (applied.failed or stop.event.is_set()):
+        for called, key in new:
+            output.answer(shown_once(called, key))
     end_with([one.error for one in applied.failed if one.error])
     if stop.event.is_set():
         raise Locked(

@@ -91,6 +91,6 @@ def carry_out(
                 back = instances.way_back(session, decided, applied)
                 if back.steps and not stop.event.is_set():
                     cluster.apply(session, back, f"{what}: undone", on_event, stop)
-        conclude(here, applied, stop)
-        if invite:
+        conclude(here, applied, stop, keys=decided.keys)
+        if invite and not here.json:
             output.answer(invite(session.settings, decided))

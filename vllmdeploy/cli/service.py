@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vllmdeploy.cli import output
-from vllmdeploy.cli.carry import conclude, show_plan
+from vllmdeploy.cli.carry import conclude, show_plan, shown_once
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.core.host import DEFAULT_GROUP
 
@@ -229,8 +229,8 @@ def _carry_out(
                     undone = cluster.apply(session, back, f"{what}: undone", on_event, stop)
                     lost = "what was there before is not back"
                     output.say(lost if undone.failed else "undone: as before")
-        conclude(here, applied, stop)
-        if invite:
+        conclude(here, applied, stop, keys=decided.keys)
+        if invite and not here.json:
             output.answer(
                 invitation(
                     session.settings, decided.keys, decided.service.names[0], decided.address
@@ -257,9 +257,9 @@ def invitation(
 
     lines: list[str] = []
     if keys.new_key:
-        lines.append(f"API key (shown once, kept on the head): {keys.new_key}")
+        lines.append(shown_once("API key", keys.new_key))
     if keys.new_admin_key:
-        lines.append(f"admin key (shown once, kept on the head): {keys.new_admin_key}")
+        lines.append(shown_once("admin key", keys.new_admin_key))
     host = address if settings.api_host in ANYWHERE else settings.api_host
     header = "" if keys.gateway.keyless else f" -H 'Authorization: Bearer {keys.new_key or '$KEY'}'"
     if header and not keys.new_key:

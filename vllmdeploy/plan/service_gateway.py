@@ -15,6 +15,7 @@ from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan.image_pull import add_pull
 from vllmdeploy.plan.service_gateway_node import (
     ADMIN,
+    CALLED,
     KEYS,
     ROLE,
     GatewayWanted,
@@ -231,11 +232,12 @@ class Offering:
         if not missing:
             return ()
         make = files.folders(keys_folder(layout), mode="0700", owner=how.owner)
-        folder = ground.add("create", "keys folder", "not all keys are there", ground.run(make))
+        why = "not all keys are there"
+        folder = ground.add("create", "keys folder", why, ground.run(make), needs)
         return tuple(
             ground.add(
                 "write",
-                {KEYS: "API keys", ADMIN: "admin key"}[name],
+                CALLED[name],
                 "not found" if f"{ROLE}/{name}" not in have else "changed",
                 ground.run(
                     files.write(

@@ -30,6 +30,7 @@ from vllmdeploy.tools.vllm_services import Service
 ROLE = "gateway"
 KEYS = "api_keys"
 ADMIN = "admin_key"
+CALLED = {KEYS: "API keys", ADMIN: "admin key"}
 _KEYS_MOUNT = "/run/vllmdeploy/gateway-keys"
 _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACKS = ("127.0.0.0/8", "::1/128")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllmdeploy.config.settings import Settings
 from vllmdeploy.core.command import check
+from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.effects.shell import Shell
 from vllmdeploy.errors import SettingsError
 from vllmdeploy.plan.observed import FoundHost
-from vllmdeploy.plan.service_gateway_node import ADMIN, KEYS, ROLE, GatewayWanted, keys_folder
+from vllmdeploy.plan.service_gateway_node import (
+    ADMIN,
+    CALLED,
+    KEYS,
+    ROLE,
+    GatewayWanted,
+    keys_folder,
+)
 from vllmdeploy.tools import files
 
 _KEY_BYTES = 24
@@ -27,6 +35,15 @@ class Keys:
     kept: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
     new_key: str = field(default="", repr=False)
     new_admin_key: str = field(default="", repr=False)
+
+    def unseen(self, outcomes: Iterable[StepOutcome]) -> tuple[tuple[str, str], ...]:
+        """What is on the head by now, whatever else came of it, and was never shown."""
+        new = {
+            CALLED[KEYS]: ("API key", self.new_key),
+            CALLED[ADMIN]: ("admin key", self.new_admin_key),
+        }
+        written = {one.step.subject for one in outcomes if one.outcome is Outcome.DONE}
+        return tuple(one for called, one in new.items() if one[1] and called in written)
 
     def on(self, host: str, lead: str) -> GatewayWanted:
         """As it is to be there: beside the head it reads the head's own copies of the keys."""
