@@ -28,6 +28,29 @@ def test_the_first_error_of_an_end_is_its_cause() -> None:
     assert named(LOG[3]).startswith("AttributeError: '_OpNamespace'")
 
 
+# A rank on another host, by Ray; frames left out.
+OF_RAY = """\
+(EngineCore pid=9) ERROR 11-22 10:04:13 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=9) ERROR 11-22 10:04:13 [core.py:1510]     raise value.as_instanceof_cause()
+(EngineCore pid=9) ERROR 11-22 10:04:13 [core.py:1510] ray.exceptions.RayTaskError(RuntimeError): \
+ray::RayWorkerProc.initialize_worker() (pid=490, ip=10.77.52.13, actor_id=d56cf4)
+(EngineCore pid=9) ERROR 11-22 10:04:13 [core.py:1510]     raise RuntimeError(
+(EngineCore pid=9) ERROR 11-22 10:04:13 [core.py:1510] RuntimeError: Cannot find any model weights
+Process EngineCore:
+ray.exceptions.RayTaskError(RuntimeError): ray::RayWorkerProc.initialize_worker() (pid=490)
+RuntimeError: Cannot find any model weights
+RuntimeError: Engine core initialization failed. See root cause above.
+""".splitlines()
+
+
+def test_what_failed_on_another_host_is_the_cause_and_not_that_ray_says_so() -> None:
+    causes = FirstOfBurst()
+    for line in OF_RAY:
+        causes.feed(line, 100.0)
+    assert named(causes.at_end(100.0)) == "RuntimeError: Cannot find any model weights"
+    assert named("ray.exceptions.RayActorError: it died") == "ray.exceptions.RayActorError: it died"
+
+
 def test_an_error_of_long_ago_is_no_cause() -> None:
     causes = FirstOfBurst()
     causes.feed("ValueError: one request was wrong", 0.0)

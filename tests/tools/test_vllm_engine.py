@@ -62,6 +62,14 @@ def test_everything_that_is_asked_for_is_said_and_the_users_flags_come_last() ->
     )
 
 
+def test_an_engine_that_can_be_told_does_not_log_what_we_ask_it_all_the_time() -> None:
+    flag = "--disable-access-log-for-endpoints"
+    mine = replace(ENGINE, arguments=(flag, "/none"))
+    can = replace(NEW, flags=NEW.flags | {flag})
+    assert line(mine, can).endswith(f" {flag} /health,/metrics {flag} /none")
+    assert flag not in line(ENGINE, NEW)
+
+
 def test_ranks_on_several_hosts_without_ray_know_their_place() -> None:
     rank = Rank(index=1, count=3, master="10.0.0.1", port=29501)
     follower = replace(ENGINE, executor="mp", rank=rank)

@@ -7,7 +7,10 @@ import re
 from dataclasses import dataclass
 
 # At the beginning of a line, or after the file in vLLM's logs: `... [core.py:9] ValueError: why`.
-_NAMED = re.compile(r"(?:^|[\])] )((?:\w+\.)*\w+(?:Error|Exception)\b.*\S)\s*$")
+# Ray's own names only where a far traceback ran; what it came to is the last line of that.
+_NAMED = re.compile(
+    r"(?:^|[\])] )((?!\S*RayTaskError\()(?:\w+\.)*\w+(?:Error|Exception)\b.*\S)\s*$"
+)
 _HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b")
 # Failures that follow from one another come closer together than this.
 _APART_S = 30.0

@@ -84,6 +84,11 @@ def free_flags(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in arguments if normal(word) not in _OURS)
 
 
+# What warden and gateway ask each second would push everything else out of the logs.
+_QUIET_ABOUT = "--disable-access-log-for-endpoints"
+_ASKED_ALL_THE_TIME = "/health,/metrics"
+
+
 def argv(engine: EngineSpec, vllm: Vllm) -> tuple[str, ...]:
     """The engine's command line for this vLLM; the user's own flags come last and so win."""
     begin = (*SERVE, engine.model) if vllm.serve else (*SERVER, "--model", engine.model)
@@ -107,6 +112,7 @@ def argv(engine: EngineSpec, vllm: Vllm) -> tuple[str, ...]:
         *_given("--gpu-memory-utilization", engine.gpu_memory_utilization),
         *_when(bool(engine.quantization), "--quantization", engine.quantization),
         *_when(vllm.knows("--shutdown-timeout"), "--shutdown-timeout", engine.drain_s),
+        *_when(vllm.knows(_QUIET_ABOUT), _QUIET_ABOUT, _ASKED_ALL_THE_TIME),
         *engine.arguments,
     )
 
