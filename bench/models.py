@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import lines
 from bench.wire import MBIT, Wire
 from tests.rig import model_store, network
 from tests.rig import rig as rigs
@@ -25,7 +26,7 @@ from tests.rig.rig import Rig
 
 GOAL = 1.3
 BY_HAND = "/srv/by-hand"
-_FIGURES = ("by-hand", "one-file", "sync")
+_FIGURES = ("lines", "by-hand", "one-file", "sync")
 _LINE = (
     "rsync -a --whole-file -e 'ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no "
     '-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR\' "$1/" "$2:$3/"'
@@ -99,6 +100,10 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
     small = given.by_hand_mib * model_store.MiB
     text = f"{shards} shards of {{}} MiB, {{}}"
     by_hand_text = text.format(given.by_hand_mib, "{}")
+    if "lines" in given.figures:
+        for how, steps in (("one stream", (1,)), ("two streams", (1, 3))):
+            figure = f"{how} of plain TCP at each end of every line, all the time"
+            wire.limit(figure, lines.share(rig, given.mbit, steps))
     if "by-hand" in given.figures:
         size = put(rig, "Small", shards, small)
         reach_by_hand(rig)

@@ -48,6 +48,18 @@ class Wire:
         }
         print(json.dumps(record), flush=True)
 
+    def limit(self, figure: str, share: float) -> None:
+        """One line: what the ratio would be if nothing but this were to be done. `share`: of a
+        line, what of it arrives."""
+        record = {
+            "id": self.id,
+            "figure": figure,
+            "value": round(1 / share, 3),
+            "n": self.hosts,
+            "mbit": self.mbit,
+        }
+        print(json.dumps(record), flush=True)
+
 
 def _cpu() -> tuple[float, float]:
     """Seconds in which this machine's CPUs worked, and all there were."""
