@@ -169,3 +169,21 @@ def test_labels_say_what_a_later_run_has_to_know() -> None:
         "vllmdeploy.package": "p",
         "vllmdeploy.service": "s",
     }
+
+
+@pytest.mark.parametrize(
+    ("every_s", "waited_s", "pause_s"),
+    [
+        (1.0, 0.0, 0.25),
+        (1.0, 5.0, 0.5),
+        (1.0, 10.0, 1.0),
+        (1.0, 600.0, 2.0),
+        (0.2, 0.0, 0.2),
+        (0.2, 600.0, 0.4),
+    ],
+)
+def test_what_takes_long_is_asked_for_less_often(
+    every_s: float, waited_s: float, pause_s: float
+) -> None:
+    waiting = Wait(Command(("ask",)), lambda _: None, 900, every_s)
+    assert waiting.pause_s(waited_s) == pytest.approx(pause_s)

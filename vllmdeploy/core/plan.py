@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from vllmdeploy.core.command import Command, Result
 
 
+_SOON_S = 0.25
+_USUAL_S = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Run it once; a non-zero status fails the step."""
@@ -20,6 +24,7 @@ class Wait:
     """Ask until `missing` says nothing is missing, or the limit is over.
 
     `missing` reads an answer and returns what is still missing, or None when there is nothing.
+    `every_s`: how often about ten seconds after the beginning.
     `at_most`: when the limit is over it goes on, whatever is missing.
     `explain` is asked once when the limit is over: its last lines go into the error.
     """
@@ -30,6 +35,12 @@ class Wait:
     every_s: float = 1.0
     explain: tuple[tuple[str, Command], ...] = ()
     at_most: bool = False
+
+    def pause_s(self, waited_s: float) -> float:
+        """How long to leave it alone, after so long. Most things come soon, and what takes long is
+        asked seldom: every answer takes processors away from what is awaited."""
+        soon = min(self.every_s, _SOON_S)
+        return min(2 * self.every_s, max(soon, self.every_s * waited_s / _USUAL_S))
 
 
 Action = Run | Wait

@@ -171,7 +171,8 @@ def _doing(step: Step) -> str:
 
 
 def _wait(step: Step, action: Wait, shells: Mapping[str, Shell], say: OnEvent, stop: Stop) -> None:
-    deadline = time.monotonic() + action.limit_s
+    began = time.monotonic()
+    deadline = began + action.limit_s
     missing: str | None = ""
     while True:
         left = deadline - time.monotonic()
@@ -185,9 +186,11 @@ def _wait(step: Step, action: Wait, shells: Mapping[str, Shell], say: OnEvent, s
             say(Waiting(step, answer))
         if stop.event.is_set():
             raise NotHealthy(f"{step.host}: {_doing(step)}: given up ({stop.because}): {answer}")
-        if time.monotonic() + action.every_s >= deadline:
+        now = time.monotonic()
+        pause_s = action.pause_s(now - began)
+        if now + pause_s >= deadline:
             break
-        stop.event.wait(action.every_s)
+        stop.event.wait(pause_s)
     if action.at_most:
         return
     raise NotHealthy(
