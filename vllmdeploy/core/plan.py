@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from vllmdeploy.core.command import Command, Result
 
-
 _SOON_S = 0.25
 _USUAL_S = 10.0
 
