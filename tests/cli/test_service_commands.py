@@ -263,6 +263,7 @@ def test_every_reason_is_told_at_once_and_nothing_is_touched(up: ScriptedHost, r
 
 def test_a_service_ends_after_its_requests_and_its_file_is_gone(up: ScriptedHost, run: Run) -> None:
     assert run("start-service", "m", "--yes").code == 0
+    (up.folder / "engine").write_text('{"state":"running","since":1,"placement":{"gpu-01":1}}')
     stopped = run("stop-service", "m", "--yes")
     assert stopped.code == 0, stopped.err
     assert steps(stopped) == [
@@ -271,6 +272,7 @@ def test_a_service_ends_after_its_requests_and_its_file_is_gone(up: ScriptedHost
         "gpu-01: remove service m (stop-service)",
         "gpu-01: await end of m (its cards are free then)",
         "gpu-01: write vllm-gateway's instances: end of m (stop-service)",
+        "gpu-01: await cards of m (Ray hears that they are free)",
     ]
     assert list((up.state / "services").iterdir()) == []
     fleet_file = up.state / "run/vllm-gateway/fleet/fleet.json"

@@ -127,6 +127,22 @@ def test_a_removed_service_is_gone_when_its_warden_says_so() -> None:
     assert missing(Result(1, "", "No such container")) is None
 
 
+def ray_says(**used: int) -> Result:
+    nodes = [{"name": name, "alive": True, "used": {"GPU": count}} for name, count in used.items()]
+    return Result(0, json.dumps({"nodes": nodes, "problem": ""}))
+
+
+def test_a_stop_ends_when_ray_has_heard_that_the_cards_are_free() -> None:
+    here = ground()
+    steps.await_cards(here, "m", 1, ())
+    wait = waiting(here.draft.finished(), "cards of m")
+    assert wait.command.argv[-1] == "nodes"
+    assert wait.missing(ray_says(a=2, b=1)) == "Ray still counts 2 of them"
+    assert wait.missing(ray_says(a=1, b=0)) is None
+    assert wait.missing(Result(1, "", "No such container")) is None
+    assert wait.at_most
+
+
 def test_requests_at_work_hold_a_stop_back() -> None:
     here = ground()
     steps.drain(here, SERVICE, ())

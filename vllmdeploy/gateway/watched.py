@@ -9,7 +9,7 @@ from pathlib import Path
 from vllmdeploy.errors import SettingsError, VllmdeployError
 from vllmdeploy.gateway.journal import say, warn
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.25
 
 
 def read_text(path: str) -> str:

@@ -19,7 +19,7 @@ from vllmdeploy.node.ranks import Rank
 from vllmdeploy.node.spec import ChildSpec
 from vllmdeploy.node.table import Phase, Retry
 
-_FOLDER_EVERY_S = 1.0
+_FOLDER_EVERY_S = 0.5
 _PLACEMENT_EVERY_S = 2.0
 _PLACEMENT_TRIES = 15
 _TCP_LIMIT_S = 2.0
