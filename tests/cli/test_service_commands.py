@@ -270,7 +270,7 @@ def test_a_service_ends_after_its_requests_and_its_file_is_gone(up: ScriptedHost
         "gpu-01: drain m in vllm-gateway (it gets no new requests)",
         "gpu-01: await last answer of m (no request is cut off)",
         "gpu-01: remove service m (stop-service)",
-        "gpu-01: await end of m (its cards are free then)",
+        "gpu-01: await end of m (nothing of it runs then)",
         "gpu-01: write vllm-gateway's instances: end of m (stop-service)",
         "gpu-01: await cards of m (Ray hears that they are free)",
     ]

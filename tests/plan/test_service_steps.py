@@ -12,6 +12,7 @@ from vllmdeploy.core.plan import Draft, Plan, Step, Wait
 from vllmdeploy.errors import NotHealthy
 from vllmdeploy.gateway.fleet_file import parse
 from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.service_cards import await_cards
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_gateway_node import GatewayWanted, fleet_file
 from vllmdeploy.plan.service_steps import Ground
@@ -119,7 +120,7 @@ def test_a_removed_service_is_gone_when_its_warden_says_so() -> None:
     steps.remove(here, "m", "stop-service")
     plan = here.draft.finished()
     assert lines(plan) == (
-        "gpu-01: remove service m (stop-service)\ngpu-01: await end of m (its cards are free then)"
+        "gpu-01: remove service m (stop-service)\ngpu-01: await end of m (nothing of it runs then)"
     )
     missing = waiting(plan, "end of m").missing
     assert missing(said(state="stopping")) == "stopping"
@@ -134,7 +135,7 @@ def ray_says(**used: int) -> Result:
 
 def test_a_stop_ends_when_ray_has_heard_that_the_cards_are_free() -> None:
     here = ground()
-    steps.await_cards(here, "m", 1, ())
+    await_cards(here, "m", 1, ())
     wait = waiting(here.draft.finished(), "cards of m")
     assert wait.command.argv[-1] == "nodes"
     assert wait.missing(ray_says(a=2, b=1)) == "Ray still counts 2 of them"

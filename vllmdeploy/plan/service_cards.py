@@ -6,8 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllmdeploy.core.command import Result
+from vllmdeploy.core.plan import Wait
 from vllmdeploy.plan.service_ranks import cards_of, free_cards, held
+from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices
+from vllmdeploy.tools import ray
+
+_GIVEN_BACK_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +84,20 @@ def _without_ray(found: FoundServices, besides: str) -> Pool:
         in_use=sum(cards.values()) - sum(map(len, free.values())),
         held=tuple(counts.items()),
     )
+
+
+def await_cards(ground: Ground, name: str, left_in_use: int, needs: tuple[str, ...]) -> str:
+    """Ray hears a moment later than we do that ranks have ended, and so would who starts the next
+    service. Others may take cards meanwhile: it is waited for, but not long."""
+    resource = ground.head.accelerator.ray_resource
+
+    def missing(result: Result) -> str | None:
+        nodes = ray.parse_cluster(result).alive().values()
+        still = sum(int(node.used.get(resource, 0)) for node in nodes) - left_in_use
+        return f"Ray still counts {still} of them" if still > 0 else None
+
+    wait = Wait(ground.ctl("nodes"), missing, limit_s=_GIVEN_BACK_LIMIT_S, at_most=True)
+    return ground.add("await", f"cards of {name}", "Ray hears that they are free", wait, needs)
 
 
 def free_ports(

@@ -15,7 +15,7 @@ from vllmdeploy.plan.service_ranks import files_elsewhere
 from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import files, ray
+from vllmdeploy.tools import files
 from vllmdeploy.tools.vllm_engine import (
     START_LIMIT_S,
     EngineState,
@@ -27,7 +27,6 @@ from vllmdeploy.tools.vllm_services import Service
 
 _USAGE_STATUS = 2  # what an argument parser ends with
 _FAILURES_SHOWN = 2
-_CARDS_LIMIT_S = 15.0
 _FRAME = re.compile(r'File "|\braise ')
 RETRY = "retry"
 _METRICS = (
@@ -165,20 +164,6 @@ def remove_strays(ground: Ground, found: FoundServices) -> None:
             at.add("remove", subject, "no rank of it is here any more", at.run(command))
 
 
-def await_cards(ground: Ground, name: str, left_in_use: int, needs: tuple[str, ...]) -> str:
-    """Ray hears a moment later than we do that ranks have ended, and so would who starts the next
-    service. Others may take cards meanwhile: it is waited for, but not long."""
-    resource = ground.head.accelerator.ray_resource
-
-    def missing(result: Result) -> str | None:
-        nodes = ray.parse_cluster(result).alive().values()
-        still = sum(int(node.used.get(resource, 0)) for node in nodes) - left_in_use
-        return f"Ray still counts {still} of them" if still > 0 else None
-
-    wait = Wait(ground.ctl("nodes"), missing, limit_s=_CARDS_LIMIT_S, at_most=True)
-    return ground.add("await", f"cards of {name}", "Ray hears that they are free", wait, needs)
-
-
 def await_answer(
     ground: Ground, service: Service, cause: str, needs: tuple[str, ...], *, fresh: bool
 ) -> str:
@@ -312,4 +297,4 @@ def _remove(ground: Ground, name: str, cause: str, needs: tuple[str, ...]) -> st
         return engines[name].words
 
     wait = Wait(command=ground.ctl("status"), missing=missing, limit_s=ground.wanted.drain_s + 60.0)
-    return ground.add("await", f"end of {name}", "its cards are free then", wait, (gone,))
+    return ground.add("await", f"end of {name}", "nothing of it runs then", wait, (gone,))

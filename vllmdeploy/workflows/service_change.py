@@ -11,7 +11,7 @@ from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
-from vllmdeploy.plan.service_cards import pool_of
+from vllmdeploy.plan.service_cards import await_cards, pool_of
 from vllmdeploy.plan.service_replicas import beside, engines_of, free_replica, replica_of
 from vllmdeploy.plan.service_rolling import Rolling, Turn, Version, downtime, order, way_back
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -53,7 +53,7 @@ def decide_stop(session: Session, name: str) -> ServicePlan:
         steps.remove(rolling.ground, name, _STOP)
     if given_back := _cards_by_ray(found, engines):
         left = max(0, pool_of(found).in_use - given_back)
-        steps.await_cards(rolling.ground, name, left, needs)
+        await_cards(rolling.ground, name, left, needs)
     service = engines[0] if engines else Service(name=name, model="", names=(name,), port=0)
     return ServicePlan(plan=rolling.ground.draft.finished(), service=service, keys=seen.keys)
 
