@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.plan.test_service_capacity import LLAMA_8B
+from tests.support import sparse_model
 from tests.support.scripted_hosts import ScriptedFleet
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
@@ -18,16 +20,6 @@ from vllmdeploy.tools import files
 from vllmdeploy.tools.model_weights import weights_argv
 from vllmdeploy.workflows.capacity import model_on_head
 
-CONFIG = {
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-}
 SMI = r"""#!/bin/sh
 case $* in *compute-apps*) echo 'gpu_uuid, pid, process_name, used_gpu_memory [MiB]'; exit ;; esac
 echo 'index, uuid, name, memory.total [MiB], memory.used [MiB], driver_version'
@@ -39,14 +31,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def fleet(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedFleet:
     monkeypatch.chdir(open_folder)
-    model = open_folder / "models/m"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps(CONFIG), "utf-8")
-    header = {"a": {"dtype": "BF16", "shape": [2**33], "data_offsets": [0, 2**34]}}
-    text = json.dumps(header).encode()
-    with (model / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + 2**34)
+    sparse_model.lay(open_folder / "models/m", LLAMA_8B, 2**34)
     Path("config.env").write_text(
         f"HEAD_HOST=gpu-01\nIMAGE=vllm:1\nMODEL_PATH={open_folder}/models\n", "utf-8"
     )
