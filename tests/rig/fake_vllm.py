@@ -10,6 +10,7 @@ def add(parser):
     for name in ('--max-model-len', '--max-num-seqs', '--gpu-memory-utilization', '--die'):
         parser.add_argument(name)
     parser.add_argument('--max-model-len'); parser.add_argument('--die')
+    parser.add_argument('--nnodes'); parser.add_argument('--headless')
 """
 SERVER = """
 import http.server, json, sys
@@ -60,7 +61,7 @@ _FILES = {
 
 
 def interpreter(folder: Path) -> Path:
-    """A Python with this vLLM and nothing else of this environment."""
+    """A Python with this vLLM and nothing else of this environment; the folder may be moved."""
     packages = folder / "packages"
     for name, text in _FILES.items():
         path = packages / name
@@ -69,7 +70,8 @@ def interpreter(folder: Path) -> Path:
     program = folder / "bin/python3"
     program.parent.mkdir()
     program.write_text(
-        f'#!/bin/sh\nPYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{packages}"\nexport PYTHONPATH\n'
+        '#!/bin/sh\nPYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}${0%/bin/*}/packages"\n'
+        "export PYTHONPATH\n"
         f'exec {sys.executable} "$@"\n',
         "utf-8",
     )

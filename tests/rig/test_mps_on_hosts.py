@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.rig import cards
 from tests.rig import rig as rigs
 from tests.rig.disk import Profile
 from tests.rig.host import Host
@@ -28,9 +29,7 @@ PIPE, LOG = "/tmp/nvidia-mps/card-0", "/tmp/nvidia-log/card-0"
 def rig() -> Generator[Rig]:
     fleet = rigs.start((Profile(name="head"),))
     try:
-        for name, text in mps_stand_in.files([CARD]).items():
-            fleet.head.sh(f"cat >/usr/local/bin/{name}", stdin=text.encode())
-            fleet.head.sh(f"chmod 755 /usr/local/bin/{name}")
+        cards.show(fleet.head, [CARD])
         yield fleet
     finally:
         fleet.remove()
