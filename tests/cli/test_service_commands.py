@@ -219,6 +219,28 @@ def test_an_engine_that_does_not_come_up_leaves_nothing_behind(up: ScriptedHost,
     assert not (up.state / "secrets/gateway/api_keys").exists()
 
 
+def test_a_gateway_that_runs_is_told_at_once_and_told_back_where_nothing_came(
+    fleet: ScriptedFleet, run: Run
+) -> None:
+    Path("worker_nodes.txt").write_text(NODES.replace("=1", "=2"), "utf-8")
+    head = fleet["gpu-01"]
+
+    def routed() -> list[str]:
+        (file,) = head.state.rglob("fleet.json")
+        return [one["id"] for one in json.loads(file.read_text())["upstreams"]]
+
+    assert run("up", "--yes").code == 0
+    assert run("start-service", "m", "1", "--yes").code == 0
+    ended = {"state": "crash-loop", "failures": 5}
+    (head.folder / "engine").write_text(json.dumps(ended))
+    failed = run("start-service", "m", "1", "--name", "n", "--yes")
+    assert (failed.code, "undone: as before" in failed.err) == (5, True)
+    assert "gpu-01: write vllm-gateway's instances: done" in failed.err
+    assert "gpu-01: withdraw n from vllm-gateway: done" in failed.err
+    assert routed() == ["m"]
+    assert [file.name for file in (head.state / "services").iterdir()] == ["m.json"]
+
+
 @pytest.mark.parametrize("how", ["text", "json"])
 def test_keys_that_were_made_are_shown_although_the_gateway_does_not_come(
     up: ScriptedHost, run: Run, how: str

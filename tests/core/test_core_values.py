@@ -187,3 +187,6 @@ def test_what_takes_long_is_asked_for_less_often(
 ) -> None:
     waiting = Wait(Command(("ask",)), lambda _: None, 900, every_s)
     assert waiting.pause_s(waited_s) == pytest.approx(pause_s)
+    # One that was answered at once although it might have been held is left alone as any other.
+    assert waiting.pause_s(waited_s, held_s=0.01) == pytest.approx(pause_s)
+    assert waiting.pause_s(waited_s, held_s=3.0) == pytest.approx(min(every_s, 0.25))

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -148,6 +149,16 @@ def test_a_wait_asks_until_nothing_is_missing_and_tells_each_change_once() -> No
     assert outcome.outcome is Outcome.DONE
     assert [one.missing for one in events if isinstance(one, Waiting)] == ["2 hosts", "1 host"]
     assert shell.history == ["a: ask"] * 4
+
+
+def test_a_patient_question_is_asked_once_there_is_something_to_wait_for() -> None:
+    answers: Iterator[str | None] = iter(["starting", "starting", None])
+    shell = FakeShell(on("ask"), on("ask-patiently"))
+    patient = Command(("ask-patiently",), limit_s=13)
+    action = replace(waiting(lambda result: next(answers)), patient=patient)
+    execute(Plan((step("a", "x", action=action),)), {"a": shell}, ignore)
+    assert shell.history == ["a: ask", "a: ask-patiently", "a: ask-patiently"]
+    assert shell.commands[1][1].limit_s == 13
 
 
 def test_a_wait_that_is_over_says_what_is_missing_and_who_said_what_last() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from tests.node.wardens import Node, alive
 from tests.rig.programs import until
-from vllmdeploy.node import ctl, processes, warden
+from vllmdeploy.node import ctl, processes, report, warden
 
 SLEEPER = ("sh", "-c", "echo up; exec sleep 1000")
 # A grandchild in a session of its own whose parent has gone, as Ray makes them.
@@ -215,6 +216,37 @@ def test_logs_and_the_last_status_of_a_dead_warden_can_be_read(
     assert shown.err.startswith(f"no warden answers at {node.run}/ctl.sock")
     assert ctl.main(["--run", str(node.run), "logs", "node"]) == 0
     assert capsys.readouterr().out == "up\n"
+
+
+def test_an_answer_is_held_until_there_is_news_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(**engine: object) -> None:
+        report.write(tmp_path, {"engines": {"m": {"since": next(moments), **engine}}})
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        next(changes)()
+
+    slept: list[float] = []
+    moments = itertools.count()
+    monkeypatch.setattr("vllmdeploy.node.ctl.time.sleep", sleep)
+    for news in (
+        lambda: write(state="running"),
+        lambda: write(state="starting", failures=1),
+        lambda: write(state="starting", generation="2"),
+        lambda: (tmp_path / "status.json").unlink(),
+    ):
+        write(state="starting")
+        slept.clear()
+        # Another moment of the same state is no news.
+        changes = iter((lambda: write(state="starting"), news))
+        ctl.hold(tmp_path, "m")
+        assert len(slept) == 2
+    write(state="running")
+    ctl.hold(tmp_path, "m")
+    ctl.hold(tmp_path, "nobody", at_most_s=0)
+    assert len(slept) == 2
 
 
 def test_the_socket_is_its_owners_and_bad_questions_are_answered(node: Node) -> None:

@@ -24,6 +24,8 @@ class Wait:
 
     `missing` reads an answer and returns what is still missing, or None when there is nothing.
     `every_s`: how often about ten seconds after the beginning.
+    `patient`: the same question, where it may be answered late: at once when there is news, else
+    after some seconds. Not for the first time, whose answer is shown.
     `at_most`: when the limit is over it goes on, whatever is missing.
     `explain` is asked once when the limit is over: its last lines go into the error.
     """
@@ -33,12 +35,16 @@ class Wait:
     limit_s: float
     every_s: float = 1.0
     explain: tuple[tuple[str, Command], ...] = ()
+    patient: Command | None = None
     at_most: bool = False
 
-    def pause_s(self, waited_s: float) -> float:
+    def pause_s(self, waited_s: float, *, held_s: float = 0.0) -> float:
         """How long to leave it alone, after so long. Most things come soon, and what takes long is
-        asked seldom: every answer takes processors away from what is awaited."""
+        asked seldom: every answer takes processors away from what is awaited. `held_s`: how long a
+        patient question was held, which was a pause already."""
         soon = min(self.every_s, _SOON_S)
+        if held_s >= self.every_s:
+            return soon
         return min(2 * self.every_s, max(soon, self.every_s * waited_s / _USUAL_S))
 
 

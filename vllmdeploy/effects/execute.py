@@ -171,13 +171,14 @@ def _doing(step: Step) -> str:
 
 
 def _wait(step: Step, action: Wait, shells: Mapping[str, Shell], say: OnEvent, stop: Stop) -> None:
-    began = time.monotonic()
+    began = now = time.monotonic()
     deadline = began + action.limit_s
     missing: str | None = ""
     while True:
-        left = deadline - time.monotonic()
-        limit = max(1.0, min(action.command.limit_s, left))
-        asked = shells[step.host].run(action.command.within(limit))
+        patient = action.patient if missing else None
+        command, asked_at = patient or action.command, now
+        limit = max(1.0, min(command.limit_s, deadline - now))
+        asked = shells[step.host].run(command.within(limit))
         answer = action.missing(asked)
         if answer is None:
             return
@@ -187,10 +188,11 @@ def _wait(step: Step, action: Wait, shells: Mapping[str, Shell], say: OnEvent, s
         if stop.event.is_set():
             raise NotHealthy(f"{step.host}: {_doing(step)}: given up ({stop.because}): {answer}")
         now = time.monotonic()
-        pause_s = action.pause_s(now - began)
+        pause_s = action.pause_s(now - began, held_s=now - asked_at if patient else 0.0)
         if now + pause_s >= deadline:
             break
         stop.event.wait(pause_s)
+        now = time.monotonic()
     if action.at_most:
         return
     raise NotHealthy(

@@ -7,6 +7,7 @@ import asyncio
 import json
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,8 @@ EXIT_USAGE = 2
 EXIT_NO_WARDEN = 3
 _LIMIT_S = 10.0
 _ANSWER_S = 15.0
+_HELD_S = 3.0
+_LOOK_EVERY_S = 0.1
 
 
 class NoWarden(Exception):
@@ -50,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python3 -m vllmdeploy.node.ctl")
     made.add_argument("--run", required=True, type=Path, help="the warden's run folder")
     words = made.add_subparsers(dest="word", required=True)
-    words.add_parser("status", help="what the warden knows; its last word when it is gone")
+    status = words.add_parser("status", help="what the warden knows; its last word when it is gone")
+    status.add_argument(
+        "--until-runs",
+        metavar="NAME",
+        help=f"answer when this engine runs or there is news of it, else after {_HELD_S:g} s",
+    )
     words.add_parser("nodes", help="the nodes as Ray itself reports them (on a head)")
     words.add_parser("retry", help="start again what was given up")
     words.add_parser("stop", help="end everything in order, then the warden")
@@ -97,6 +105,21 @@ def _models(page: str) -> list[str]:
     return [str(fields(one).get("id", "")) for one in data]
 
 
+def hold(run: Path, name: str, *, at_most_s: float = _HELD_S) -> None:
+    """Until this engine runs or there is news of it. Its file says so as soon as its warden does,
+    and looking there costs neither of them anything."""
+    began, before = time.monotonic(), _news_of(run, name)
+    while _news_of(run, name) == before and before["state"] != "running":
+        if time.monotonic() - began >= at_most_s:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _news_of(run: Path, name: str) -> dict[str, object]:
+    engine = fields(fields((report.read(run) or {}).get("engines")).get(name))
+    return {key: engine.get(key) for key in ("state", "generation", "restarts", "failures")}
+
+
 def _status(run: Path, out: Callable[[str], object], err: Callable[[str], object]) -> int:
     try:
         out(json.dumps(ask(run, "status")) + "\n")
@@ -132,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         match options.word:
             case "status":
+                if options.until_runs:
+                    hold(options.run, options.until_runs)
                 return _status(options.run, out, err)
             case "logs":
                 return _logs(options.run, options.name, options.tail, out)

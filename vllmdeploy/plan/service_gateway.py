@@ -102,11 +102,18 @@ class Offering:
         return ground.add(verb, subject, cause, command, needs)
 
     def up(
-        self, services: Sequence[Service], cause: str, needs: tuple[str, ...]
+        self,
+        services: Sequence[Service],
+        cause: str,
+        needs: tuple[str, ...],
+        *,
+        told: tuple[str, ...] = (),
     ) -> tuple[str, ...]:
-        """The gateway runs and knows these services, and each of them can be used."""
-        routed = self.route(services, cause, needs)
-        return (self._await((*routed, *self._node(routed)), services),)
+        """The gateway runs and knows these services, and each of them can be used. `told`: the
+        steps after which one that runs already may be told, to look by itself when they are up."""
+        routed = self.route(services, cause, (told or needs) if self.runs else needs)
+        after = tuple(dict.fromkeys((*routed, *needs)))
+        return (self._await((*after, *self._node(after)), services),)
 
     def up_at_once(
         self,

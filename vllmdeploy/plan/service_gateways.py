@@ -67,9 +67,21 @@ class Gateways:
             one.tell(services, verb, subject, cause, needs, draining=draining) for one in self.of
         )
 
-    def up(self, services: Sequence[Service], cause: str, needs: tuple[str, ...]) -> None:
+    def up(
+        self,
+        services: Sequence[Service],
+        cause: str,
+        needs: tuple[str, ...],
+        *,
+        told: tuple[str, ...] = (),
+    ) -> None:
         needs = (*needs, *self._kept())
-        self._retire(_all(one.up(services, cause, needs) for one in self.of))
+        self._retire(_all(one.up(services, cause, needs, told=told) for one in self.of))
+
+    def take_back(self, service: str, others: Sequence[Service]) -> None:
+        """Those that were told of a service before it was up, which it never was."""
+        for one in (each for each in self.of if each.runs):
+            one.tell(others, "withdraw", f"{service} from {one.name}", "it did not start", ())
 
     def up_at_once(
         self,

@@ -71,6 +71,11 @@ class Ground:
         ours = self.head.found.ours(self.wanted.cluster)
         return next((one.package for one in ours if one.name == self.node), self.wanted.package)
 
+    @property
+    def package_is_ours(self) -> bool:
+        """What runs there knows all that we may ask."""
+        return self.package == self.wanted.package
+
     def add(
         self,
         verb: str,
@@ -175,6 +180,7 @@ def await_answer(
     hopeless = _not_running(f"{ground.head.name}: {subject}", child, hint)
     wait = Wait(
         command=ground.ctl("status"),
+        patient=ground.ctl("status", "--until-runs", child) if ground.package_is_ours else None,
         missing=_of_this_one(service, child, hopeless if fresh else _not_running_yet(child)),
         limit_s=START_LIMIT_S,
         explain=((ground.head.name, ground.ctl("logs", child, "--tail", "12")),),

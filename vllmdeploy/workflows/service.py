@@ -81,20 +81,23 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         return _carried_on(session, seen, ground, found, engines)
     decided = decide_replicas(session.wanted, asked, found)
     cause = "its engine loads and answers a canary"
+    written: list[str] = []
     awaited: list[str] = []
     for one in decided:
-        written = steps.write(ground, one.service.name, one.file.content(), "not there")
-        awaited.append(steps.await_answer(ground, one.service, cause, (written,), fresh=True))
+        written.append(steps.write(ground, one.service.name, one.file.content(), "not there"))
+        needs = (written[-1],)
+        awaited.append(steps.await_answer(ground, one.service, cause, needs, fresh=True))
         steps.remember(ground, one.service, one.conditions, (awaited[-1],))
         for note in one.notes:
             ground.draft.note(note)
     services = [*seen.services.values(), *(one.service for one in decided)]
-    offering(session, seen, ground.draft).up(services, "a new service", tuple(awaited))
+    gateways = offering(session, seen, ground.draft)
+    gateways.up(services, "a new service", tuple(awaited), told=tuple(written))
     return ServicePlan(
         plan=ground.draft.finished(),
         service=decided[0].service,
         keys=seen.keys,
-        back=lambda outcomes: _undone(ground, decided, {*awaited}, outcomes),
+        back=lambda outcomes: _undone(session, seen, ground, decided, {*awaited}, outcomes),
         address=seen.address,
     )
 
@@ -104,6 +107,8 @@ def _same(engine: Service, asked: ServiceWanted) -> bool:
 
 
 def _undone(
+    session: Session,
+    seen: Seen,
     ground: Ground,
     decided: Sequence[DecidedService],
     awaited: Collection[str],
@@ -111,8 +116,12 @@ def _undone(
 ) -> Plan:
     """All engines go when one did not come up. A gateway that failed is no reason to end them."""
     failed = {one.step.key for one in outcomes if one.outcome is Outcome.FAILED}
+    if not failed.intersection(awaited):
+        return Plan()
     undo = replace(ground, draft=Draft())
-    for one in decided if failed.intersection(awaited) else ():
+    gateways = offering(session, seen, undo.draft)
+    gateways.take_back(decided[0].service.belongs_to, [*seen.services.values()])
+    for one in decided:
         name, ranks = one.service.name, one.service.placement
         steps.remove(undo, name, "it did not start", ranks=ranks)
     return undo.draft.finished()
