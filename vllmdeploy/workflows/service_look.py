@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from vllmdeploy.core.fact import Fact
 from vllmdeploy.effects.ask import ask, ask_one
-from vllmdeploy.effects.fanout import each
+from vllmdeploy.effects.fanout import both, each
 from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.group import GroupPlan
 from vllmdeploy.plan.node import Member
@@ -28,6 +28,7 @@ from vllmdeploy.workflows.service_keys import Keys, gateway_wanted, kept_keys
 from vllmdeploy.workflows.session import Session
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +71,29 @@ def look(session: Session, model: str = "", found: Mapping[str, FoundHost] | Non
     """The whole fleet as services see it; `model`: a folder to look for on every host."""
     found = found if found is not None else session.look_at_all()
     groups = cluster.decide_groups(session, found)
-    seen: dict[str, FoundServices] = {}
-    problems: dict[str, tuple[str, ...]] = {}
-    for name, group in groups.items():
-        if group.members:
-            seen[name] = _look_at(session, group.members, model)
-        problems[name] = group.refusals
-    lead = found[session.lead.name]
+    there = {name: group.members for name, group in groups.items() if group.members}
+    lead, shell = found[session.lead.name], session.shells[session.lead.name]
     gateways = places(session, found, groups)
-    fact = stored(lead.access.layout.instances)
-    instances = ask_one(session.shells[session.lead.name], fact, lead.access)
     elsewhere = any(one.name != session.lead.name for one in gateways)
-    kept = kept_keys(session.shells[session.lead.name], lead) if elsewhere else {}
+
+    def at_the_lead() -> tuple[Mapping[str, Stored], dict[str, bytes]]:
+        instances = ask_one(shell, stored(lead.access.layout.instances), lead.access)
+        return instances, kept_keys(shell, lead) if elsewhere else {}
+
+    def at_gateways() -> tuple[tuple[Mapping[str, Stored], dict[str, bytes]], dict[str, str]]:
+        return both(at_the_lead, lambda: _fleet_files(session, gateways))
+
+    ((instances, kept), fleet), seen = both(
+        at_gateways,
+        lambda: _all([*there.values()], lambda members: _look_at(session, members, model)),
+    )
     return Seen(
-        groups=seen,
+        groups=dict(zip(there, seen, strict=True)),
         keys=replace(gateway_wanted(session.settings, lead), kept=kept),
         gateways=gateways,
         retired=_retired(session, found, groups),
-        fleet=_fleet_files(session, gateways),
-        problems=problems,
+        fleet=fleet,
+        problems={name: group.refusals for name, group in groups.items()},
         instances=instances,
     )
 
@@ -148,7 +153,10 @@ def _look_at(session: Session, members: tuple[Member, ...], model: str) -> Found
     ]
     if measuring:
         facts += [weights(measuring.within(60)), measured(layout.measured)]
-    said, engines, installed, *more = ask(session.shells[head.name], facts, way)
+    (said, engines, installed, *more), models = both(
+        lambda: ask(session.shells[head.name], facts, way),
+        lambda: _models(session, members, model) if model else {},
+    )
     nothing: dict[str, Measured] = {}
     sizes, before = more or (None, nothing)
     services = [one.service for one in said.values() if one.service]
@@ -166,7 +174,7 @@ def _look_at(session: Session, members: tuple[Member, ...], model: str) -> Found
         measured=before,
         elsewhere={host: one.files for host, one in others.items()},
         vllm=installed,
-        models=_models(session, members, model) if model else {},
+        models=models,
     )
 
 
@@ -212,9 +220,15 @@ def _models(session: Session, members: tuple[Member, ...], path: str) -> dict[st
 
 def _each(members: Sequence[Member], ask_host: Callable[[Member], T]) -> dict[str, T]:
     """The answers by host; one host that gives none is an error."""
-    found: dict[str, T] = {}
-    for member, answer in zip(members, each(members, ask_host), strict=True):
+    names = (member.name for member in members)
+    return dict(zip(names, _all(members, ask_host), strict=True))
+
+
+def _all(items: Sequence[R], work: Callable[[R], T]) -> list[T]:
+    """All at once, and all answers or the first error."""
+    found: list[T] = []
+    for answer in each(items, work):
         if isinstance(answer, VllmdeployError):
             raise answer
-        found[member.name] = answer
+        found.append(answer)
     return found
