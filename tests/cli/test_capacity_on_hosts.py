@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_service_commands import pretends
 from tests.plan.test_service_capacity import LLAMA_8B
 from tests.support import sparse_model
-from tests.support.scripted_hosts import ScriptedFleet
+from tests.support.scripted_hosts import ScriptedFleet, ScriptedHost
 from vllmdeploy.cli.app import main
 from vllmdeploy.cli.context import World
 from vllmdeploy.core.command import Command
@@ -112,6 +113,16 @@ def test_a_group_that_is_not_there_is_named_with_those_that_are(
     assert "there are: default" in problem
 
 
+def says_its_tensors(head: ScriptedHost, folder: Path) -> None:
+    """Whoever is asked on this host what the model's tensors take."""
+    answer = LocalShell("here").run(Command(weights_argv(str(folder / "models/m"))))
+    (head.folder / "weights").write_text(answer.stdout, "utf-8")
+    docker = (head.folder / "bin/docker").read_text("utf-8")
+    place, rest = docker.split("home=${0%/bin/docker}\n")
+    asked = 'home=${0%/bin/docker}\ncase "$*" in *weights*) cat "$home/weights"; exit ;; esac\n'
+    head.program("docker", place + asked + rest)
+
+
 def stored_service(fleet: ScriptedFleet, folder: Path) -> None:
     """One that a larger card had room for; its image says what the model's tensors take."""
     head = fleet["gpu-01"]
@@ -121,12 +132,7 @@ def stored_service(fleet: ScriptedFleet, folder: Path) -> None:
     written = files.write(f"{head.state}/services/m.json", json.dumps(spec).encode())
     assert head.run(files.folders(f"{head.state}/services")).ok
     assert head.run(written).ok
-    answer = LocalShell("here").run(Command(weights_argv(str(folder / "models/m"))))
-    (head.folder / "weights").write_text(answer.stdout, "utf-8")
-    docker = (head.folder / "bin/docker").read_text("utf-8")
-    place, rest = docker.split("home=${0%/bin/docker}\n")
-    asked = 'home=${0%/bin/docker}\ncase "$*" in *weights*) cat "$home/weights"; exit ;; esac\n'
-    head.program("docker", place + asked + rest)
+    says_its_tensors(head, folder)
 
 
 def test_up_refuses_a_stored_service_that_has_no_room_any_more(
@@ -138,7 +144,7 @@ def test_up_refuses_a_stored_service_that_has_no_room_any_more(
         code, said, problem = run(*argv)
         assert (code, said) == (6, ""), problem
         assert "service m: does not fit: 16.0 GiB of weights on 1 card of 24 GiB" in problem
-        assert "; it would with TP 2" in problem
+        assert ": give --max-model-len 10912 or less, or take TP 2\n" in problem
         assert "`vllmdeploy stop-service NAME` takes it out of the way" in problem
     assert fleet.changes == []
     code, _, problem = run("stop-service", "m", "--yes")
@@ -146,6 +152,30 @@ def test_up_refuses_a_stored_service_that_has_no_room_any_more(
     assert list((fleet["gpu-01"].state / "services").iterdir()) == []
     code, said, problem = run("plan")
     assert (code, "create vllm-ray-head" in said) == (0, True), problem
+
+
+def test_a_context_that_was_given_is_refused_with_the_longest_that_is_safe(
+    fleet: ScriptedFleet, run: Run, open_folder: Path
+) -> None:
+    has_cards(fleet)
+    head = fleet["gpu-01"]
+    pretends(head)
+    code, _, problem = run("up", "--yes")
+    assert code == 0, problem
+    says_its_tensors(head, open_folder)
+    line = ("start-service", "m", "1", "--yes")
+    with Path("config.env").open("a", encoding="utf-8") as file:
+        file.write("MAX_MODEL_LEN=131072\n")
+    for more in ((), ("--max-model-len", "100000"), ("--", "--max-model-len=100000")):
+        code, said, problem = run(*line, *more)
+        assert (code, said) == (6, ""), problem
+        length = 100_000 if more else 131_072
+        assert (
+            "does not fit: 16.0 GiB of weights on 1 card of 24 GiB: no room for one request of"
+            f" {length} tokens: give --max-model-len 10912 or less, or take TP 2\n" in problem
+        )
+    code, _, problem = run(*line, "--max-model-len", "10912")
+    assert code == 0, problem
 
 
 def test_a_model_that_only_the_head_has_is_read_there(fleet: ScriptedFleet) -> None:

@@ -371,6 +371,9 @@ def test_without_a_wanted_length_a_part_of_the_models_own_is_offered() -> None:
     assert f"--max-model-len {found.longest} " in found.flags
     longer = assess(LLAMA_8B, weights_of(14.99), 24576, Wanted(length=131072))
     assert longer.verdict is Verdict.NOT
+    assert longer.reason == (
+        f"one request of 131072 tokens needs more cache than there is ({found.longest} is safe)"
+    )
 
 
 def test_a_context_beyond_the_models_own_is_refused() -> None:
@@ -379,6 +382,7 @@ def test_a_context_beyond_the_models_own_is_refused() -> None:
         Verdict.NOT,
         "the model's own longest context is 40960 tokens",
     )
+    assert (found.longest, "--max-model-len 40960 " in found.flags) == (40960, True)
 
 
 @pytest.mark.parametrize(

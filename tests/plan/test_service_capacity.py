@@ -17,6 +17,7 @@ from vllmdeploy.core.plan import Draft
 from vllmdeploy.effects.local import LocalShell
 from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan import service_steps as steps
+from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service import DecidedService, decide_service
 from vllmdeploy.plan.service_capacity import cards_of, value_of
 from vllmdeploy.plan.service_steps import Ground
@@ -78,13 +79,82 @@ def test_one_that_no_division_holds_says_so() -> None:
     assert reason.endswith("; no division over 4 cards makes it fit")
 
 
+def advised(reason: str) -> int:
+    return int(reason.split("--max-model-len ")[1].split()[0].rstrip(","))
+
+
+def on_each(found: FoundServices, *sizes: float) -> FoundServices:
+    """The same hosts, each with cards of so many GiB."""
+    return replace(found, members=tuple(with_cards(one, *sizes) for one in found.members))
+
+
+def with_cards(member: Member, *sizes: float) -> Member:
+    cards = tuple(
+        Card(index=index, name=f"{size} GiB", memory_total_mib=int(size * 1024))
+        for index, size in enumerate(sizes)
+    )
+    return replace(member, share=replace(member.share, cards=cards))
+
+
 def test_a_context_that_has_no_room_says_which_has() -> None:
-    (reason,) = refused(asked(1), fleet(24))
-    assert "no room for one request of the model's whole context (131072 tokens)" in reason
-    longest = int(reason.split("--max-model-len ")[1].split()[0])
-    assert decide(asked(1, max_model_len=longest), fleet(24)).service.world == 1
+    assert refused(asked(1), fleet(24)) == (
+        "does not fit: 16.0 GiB of weights on 1 card of 24 GiB: no room for one request of the"
+        " model's whole context (131072 tokens): give --max-model-len 10992 or less, or take TP 2",
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_model_len": 131072}, {"arguments": ("--max-model-len", "128K")}],
+)
+def test_one_that_was_given_is_told_the_same_way_out(given: dict[str, Any]) -> None:
+    assert refused(asked(1, **given), fleet(24)) == (
+        "does not fit: 16.0 GiB of weights on 1 card of 24 GiB: no room for one request of 131072"
+        " tokens: give --max-model-len 10992 or less, or take TP 2",
+    )
+
+
+def test_what_is_advised_is_safe_and_no_token_too_short() -> None:
     (reason,) = refused(asked(1, max_model_len=131072), fleet(24))
-    assert "it would with TP" in reason
+    safe = advised(reason)
+    assert decide(asked(1, max_model_len=safe), fleet(24)).notes == ()
+    (note,) = decide(asked(1, max_model_len=safe + 1), fleet(24)).notes
+    assert f"{safe} is safe" in note
+
+
+def test_where_no_division_holds_it_the_one_that_holds_most_is_named() -> None:
+    longer = json.dumps({**json.loads(LLAMA_8B), "max_position_embeddings": 1_048_576})
+    model = replace(MODEL, config=longer)
+    found = replace(fleet(24), models={"gpu-01": model, "gpu-02": model})
+    (reason,) = refused(asked(1, max_model_len=1_000_000), found)
+    assert reason.endswith(
+        ": give --max-model-len 10992 or less, or take TP 2, --pp 2 and --max-model-len 413584"
+    )
+
+
+def test_one_that_is_only_tight_anywhere_is_named_as_that() -> None:
+    (reason,) = refused(asked(4, max_model_len=131072), on_each(fleet(), *[7] * 4))
+    assert reason.endswith(
+        " one request of 131072 tokens needs more cache than there is (10416 only if nothing else"
+        " grows); it is tight, and would be tried, with TP 4 and --pp 2"
+    )
+
+
+def test_a_context_beyond_the_models_own_is_told_what_that_has_room_for() -> None:
+    own = "the model's own longest context is 131072 tokens: give --max-model-len"
+    assert refused(asked(2, max_model_len=200_000), fleet(80)) == (f"{own} 131072 or less",)
+    (reason,) = refused(asked(1, max_model_len=200_000), fleet(24))
+    assert reason == f"{own} 10992 or less, or take TP 2 and --max-model-len 131072"
+
+
+def test_a_division_that_was_measured_is_counted_with_that() -> None:
+    found, what = fleet(24), asked(1, max_model_len=131072)
+    other = decide(asked(2, max_model_len=4096), found).conditions
+    assert other is not None
+    # There one token takes 64 KiB.
+    found = replace(found, measured={other.key: Measured(available=GIB)})
+    (reason,) = refused(what, found)
+    assert reason.endswith("give --max-model-len 10992 or less, or take TP 2 and --pp 2")
 
 
 def test_what_fits_is_started() -> None:
@@ -147,7 +217,9 @@ def test_what_was_measured_counts_more_than_what_was_computed() -> None:
     # One token takes 128 KiB: 0.25 GiB hold 2048 of them.
     little = {first.conditions.key: Measured(available=GIB // 4)}
     (reason,) = refused(asked(1, max_model_len=4096), replace(found, measured=little))
-    assert "one request of 4096 tokens needs more cache than there is (2048 have room)" in reason
+    assert reason.endswith(
+        "no room for one request of 4096 tokens: give --max-model-len 2048 or less, or take TP 2"
+    )
     much = {first.conditions.key: Measured(available=17 * GIB)}
     assert decide(asked(1), replace(found, measured=much)).service.world == 1
 

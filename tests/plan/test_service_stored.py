@@ -48,7 +48,7 @@ def test_what_was_measured_counts_here_too() -> None:
     assert conditions is not None
     little = {conditions.key: Measured(available=GIB // 4)}
     (reason,) = told(replace(fleet(24, stored=kept(what)), measured=little))
-    assert "needs more cache than there is (2048 have room)" in reason
+    assert "no room for one request of 4096 tokens: give --max-model-len 2048 or less" in reason
 
 
 def test_weights_that_shrink_while_they_are_loaded_are_counted_as_at_the_start() -> None:

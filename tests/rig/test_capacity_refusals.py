@@ -127,7 +127,7 @@ def test_a_model_larger_than_its_card_is_refused_with_a_division_that_has_room(
     said = refused(
         start(settled, "1", "--yes"), "does not fit: 32.0 GiB of weights on 1 card of 24 GiB"
     )
-    length = number(r"it would with TP 1 and --pp 2 with --max-model-len (\d+)", said)
+    length = number(r"it would with TP 1, --pp 2 and --max-model-len (\d+)", said)
     planned(settled, "1", "--pp", "2", "--max-model-len", str(length))
 
 
@@ -159,7 +159,7 @@ def test_vllms_own_flags_count_too_and_those_that_are_ours_are_named(settled: Op
     flags = (f"--max-model-len={WHOLE_CONTEXT}", "--pipeline-parallel-size=1")
     refused(
         start(settled, "2", "--yes", "--", *flags),
-        f"one request of {WHOLE_CONTEXT} tokens needs more cache than there is",
+        f"no room for one request of {WHOLE_CONTEXT} tokens: give --max-model-len ",
         "--pipeline-parallel-size is not given here: use --pp",
     )
 

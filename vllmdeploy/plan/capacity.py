@@ -141,12 +141,12 @@ def assess(
         need = Need(weights=need.weights, usual=budget - measured, worst=budget - measured)
     length = wanted.length or shape.longest
     refused = refusal(shape, wanted.tensor_parallel, wanted.pipeline_parallel)
-    if length > shape.longest:
-        refused = f"the model's own longest context is {shape.longest} tokens"
     worst = max(0, budget - need.worst)
     usual = max(0, budget - need.usual)
     verdict, reason = _verdict(shape, cache, usual=usual, worst=worst, length=length)
     longest = 0 if refused else _longest(shape, cache, worst)
+    if length > shape.longest:
+        refused = f"the model's own longest context is {shape.longest} tokens"
     if verdict in (Verdict.NOT, Verdict.TIGHT) and wanted.length is None and longest:
         verdict = Verdict.SHORTER
     return Assessment(
@@ -179,18 +179,15 @@ def _verdict(
         return (Verdict.FITS, "") if worst else (Verdict.TIGHT, "little room beside the weights")
     if cache.concurrency(worst, length) >= 1:
         return Verdict.FITS, ""
+    safe = cache.longest(worst, length)
     if cache.concurrency(usual, length) >= 1:
-        longest = cache.longest(worst, length)
-        return (
-            Verdict.TIGHT,
-            f"a context of {length} tokens has room only if nothing else grows"
-            + (f"; {longest} is safe" if longest else ""),
-        )
-    return (
-        Verdict.NOT,
-        f"one request of {length} tokens needs more cache than there is "
-        f"({cache.longest(usual, length)} have room)",
+        reason = f"a context of {length} tokens has room only if nothing else grows"
+        return Verdict.TIGHT, reason + (f"; {safe} is safe" if safe else "")
+    most = cache.longest(usual, length)
+    known = (
+        f" ({safe} is safe)" if safe else f" ({most} only if nothing else grows)" if most else ""
     )
+    return Verdict.NOT, f"one request of {length} tokens needs more cache than there is{known}"
 
 
 def _batched_tokens(visible: int) -> int:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_ranks as ranks
+from vllmdeploy.plan.capacity_advice import about_room
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.service_capacity import about_room, room_for
+from vllmdeploy.plan.service_capacity import room_for
 from vllmdeploy.plan.service_cards import Pool, free_ports, pool_of
 from vllmdeploy.plan.service_ranks import Placement
 from vllmdeploy.plan.service_reasons import Considered, reasons

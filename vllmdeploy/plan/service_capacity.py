@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vllmdeploy.plan.capacity import (
-    DEFAULT_UTILISATION,
-    Assessment,
-    Verdict,
-    Wanted,
-    assess,
-    refusal,
-)
+from vllmdeploy.plan.capacity import DEFAULT_UTILISATION, Assessment, Wanted, assess
 from vllmdeploy.plan.capacity_model import ModelShape
-from vllmdeploy.plan.capacity_search import Cards, suggested
+from vllmdeploy.plan.capacity_search import Cards, Division, divisions
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.tools.safetensors import Weights
 from vllmdeploy.tools.vllm import flag_of, normal
-from vllmdeploy.tools.vllm_measured import Conditions
-
-Division = tuple[int, int]
+from vllmdeploy.tools.vllm_measured import Conditions, Measured
 
 # Where parts of a model lie in the host's memory, our sums do not hold.
 _ELSEWHERE = ("--cpu-offload-gb", "--kv-offloading-size", "--offload-group-size")
@@ -31,14 +22,20 @@ _SHRUNK = {"fp8": 2, "int8_per_channel_weight_only": 2, "bitsandbytes": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A model on the cards of a group: what decides whether it fits."""
+    """A model on the cards of a group: what decides whether it fits. `measured`: the cache that
+    engines like it had before, by their division."""
 
     shape: ModelShape
     weights: Weights
     wanted: Wanted
     cards: Cards
     conditions: Conditions
+    measured: Mapping[Division, int]
     found: Assessment
+
+    @property
+    def division(self) -> Division:
+        return self.wanted.tensor_parallel, self.wanted.pipeline_parallel
 
 
 def room_for(
@@ -56,22 +53,29 @@ def room_for(
     weights = _shrunk(weights, method)
     wanted = _wanted(asked, tensor_parallel)
     conditions = _conditions(asked, found, weights, wanted, method)
-    measured = found.measured.get(conditions.key)
-    assessed = assess(
-        shape,
-        weights,
-        cards.memory_mib,
-        wanted,
-        measured=measured.available if measured else None,
-    )
+    division = (tensor_parallel, asked.pipeline_parallel)
+    measured = _measured(found.measured, conditions, {division, *divisions(shape, cards)})
     return Room(
         shape=shape,
         weights=weights,
         wanted=wanted,
         cards=cards,
         conditions=conditions,
-        found=assessed,
+        measured=measured,
+        found=assess(shape, weights, cards.memory_mib, wanted, measured=measured.get(division)),
     )
+
+
+def _measured(
+    before: Mapping[str, Measured], conditions: Conditions, of: Iterable[Division]
+) -> dict[Division, int]:
+    keys = {
+        (tensor, pipeline): replace(
+            conditions, tensor_parallel=tensor, pipeline_parallel=pipeline
+        ).key
+        for tensor, pipeline in (of if before else ())
+    }
+    return {one: before[key].available for one, key in keys.items() if key in before}
 
 
 def as_measured(
@@ -94,50 +98,6 @@ def cards_of(members: Sequence[Member]) -> Cards | None:
         return None
     fewest = min(len(one.share.cards) for one in having)
     return Cards(per_host=fewest, memory_mib=min(known), hosts=len(having))
-
-
-def no_room(room: Room) -> Iterable[str]:
-    """Why it cannot start, and what could; what is only tight is tried."""
-    assessed, wanted = room.found, room.wanted
-    if refusal(room.shape, wanted.tensor_parallel, wanted.pipeline_parallel):
-        return  # said by itself, with the divisions that work
-    if assessed.verdict is Verdict.NOT:
-        yield f"{_where(room)}: {assessed.reason}{_instead(room)}"
-    elif assessed.verdict is Verdict.SHORTER and not _whole_context(assessed):
-        yield (
-            f"{_where(room)}: no room for one request of the model's whole context"
-            f" ({assessed.length} tokens): give --max-model-len {assessed.longest} or less"
-        )
-
-
-def about_room(room: Room | None) -> tuple[str, ...]:
-    """What is tried and has been seen not to start."""
-    if room is None or room.found.verdict is not Verdict.TIGHT:
-        return ()
-    return (f"{room.conditions.model} is tight on its cards: {room.found.reason}",)
-
-
-def _whole_context(assessed: Assessment) -> bool:
-    return assessed.cache.concurrency(assessed.available_usual, assessed.length) >= 1
-
-
-def _where(room: Room) -> str:
-    wanted, gib = room.wanted, room.cards.memory_mib / 1024
-    ranks = wanted.tensor_parallel * wanted.pipeline_parallel
-    cards = f"{ranks} cards" if ranks > 1 else "1 card"
-    size = room.weights.total_bytes / 2**30
-    return f"does not fit: {size:.1f} GiB of weights on {cards} of {gib:.0f} GiB"
-
-
-def _instead(room: Room) -> str:
-    best = suggested(room.shape, room.weights, room.cards, room.wanted)
-    if best is None:
-        return f"; no division over {room.cards.per_host * room.cards.hosts} cards makes it fit"
-    wanted = best.wanted
-    pipeline = f" and --pp {wanted.pipeline_parallel}" if wanted.pipeline_parallel > 1 else ""
-    length = min(best.length, best.longest)
-    shorter = f" with --max-model-len {length}" if length < (room.found.length or 0) else ""
-    return f"; it would with TP {wanted.tensor_parallel}{pipeline}{shorter}"
 
 
 def _wanted(asked: ServiceWanted, tensor_parallel: int) -> Wanted:

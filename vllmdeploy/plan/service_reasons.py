@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from vllmdeploy.plan import capacity
 from vllmdeploy.plan import service_ranks as ranks
+from vllmdeploy.plan.capacity_advice import no_room
 from vllmdeploy.plan.capacity_model import ModelShape
-from vllmdeploy.plan.service_capacity import Room, no_room
+from vllmdeploy.plan.service_capacity import Room
 from vllmdeploy.plan.service_cards import Pool, divisors
 from vllmdeploy.plan.service_ranks import Placement
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted

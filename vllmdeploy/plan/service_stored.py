@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from vllmdeploy.core.command import Command
 from vllmdeploy.plan import capacity
+from vllmdeploy.plan.capacity_advice import no_room
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import model_of
-from vllmdeploy.plan.service_capacity import cards_of, no_room, room_for, value_of
+from vllmdeploy.plan.service_capacity import cards_of, room_for, value_of
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import docker

@@ -1,0 +1,90 @@
+"""A model that has no room on its cards: why, and the ways out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from vllmdeploy.plan.capacity import Assessment, Verdict, refusal
+from vllmdeploy.plan.capacity_search import cost, ways
+from vllmdeploy.plan.service_capacity import Room
+
+
+def no_room(room: Room) -> Iterable[str]:
+    """Why it cannot start, and what could; what is only tight is tried."""
+    if refusal(room.shape, *room.division):
+        return  # said by itself, with the divisions that work
+    if lacks_room(room.found):
+        yield f"{_why(room)}{_way_out(room)}"
+
+
+def lacks_room(found: Assessment) -> bool:
+    if found.verdict is Verdict.SHORTER:
+        return found.cache.concurrency(found.available_usual, found.length) < 1
+    return found.verdict is Verdict.NOT
+
+
+def about_room(room: Room | None) -> tuple[str, ...]:
+    """What is tried and has been seen not to start."""
+    if room is None or room.found.verdict is not Verdict.TIGHT:
+        return ()
+    return (f"{room.conditions.model} is tight on its cards: {room.found.reason}",)
+
+
+def _why(room: Room) -> str:
+    found = room.found
+    if found.length > room.shape.longest:
+        return found.reason
+    if not found.longest:
+        return f"{_where(room)}: {found.reason}"
+    whole = "" if room.wanted.length else "the model's whole context "
+    length = f"{whole}({found.length} tokens)" if whole else f"{found.length} tokens"
+    return f"{_where(room)}: no room for one request of {length}"
+
+
+def _where(room: Room) -> str:
+    wanted, gib = room.wanted, room.cards.memory_mib / 1024
+    ranks = wanted.tensor_parallel * wanted.pipeline_parallel
+    cards = f"{ranks} cards" if ranks > 1 else "1 card"
+    size = room.weights.total_bytes / 2**30
+    return f"does not fit: {size:.1f} GiB of weights on {cards} of {gib:.0f} GiB"
+
+
+def _way_out(room: Room) -> str:
+    """The longest context that is safe here, and the division that holds what is wanted: else the
+    one that takes the fewest cards, and the one that holds most."""
+    here, others = room.found.longest, _others(room)
+    fitting = sorted((one for one in others if one.verdict is Verdict.FITS), key=cost)
+    usable = fitting[:1] or sorted((one for one in others if one.longest), key=cost)
+    most = max(usable, key=lambda one: one.longest, default=None)
+    if here:
+        more = f", or take {_said(room, most)}" if most and most.longest > here else ""
+        return f": give --max-model-len {here} or less{more}"
+    if most:
+        said = dict.fromkeys(_said(room, one) for one in (usable[0], most))
+        return f"; it would with {', or with '.join(said)}"
+    tight = sorted((one for one in others if one.verdict is Verdict.TIGHT), key=cost)
+    if tight:
+        return f"; it is tight, and would be tried, with {_said(room, tight[0])}"
+    return f"; no division over {room.cards.per_host * room.cards.hosts} cards makes it fit"
+
+
+def _others(room: Room) -> Sequence[Assessment]:
+    """What comes of each other division; of no more than the model's own context."""
+    length = room.wanted.length
+    beyond = length is not None and length > room.shape.longest
+    wanted = replace(room.wanted, length=None) if beyond else room.wanted
+    found = ways(room.shape, room.weights, room.cards, wanted, room.measured)
+    return [one for one in found if one.wanted != wanted]
+
+
+def _said(room: Room, one: Assessment) -> str:
+    """`TP 2, --pp 2 and --max-model-len 4096`."""
+    wanted = one.wanted
+    words = [f"TP {wanted.tensor_parallel}"]
+    if max(wanted.pipeline_parallel, room.wanted.pipeline_parallel) > 1:
+        words.append(f"--pp {wanted.pipeline_parallel}")
+    if 0 < min(one.length, one.longest) < room.found.length:
+        words.append(f"--max-model-len {min(one.length, one.longest)}")
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
