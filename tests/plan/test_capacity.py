@@ -22,8 +22,9 @@ from vllmdeploy.plan.capacity import (
 )
 from vllmdeploy.plan.capacity_cache import cache_of
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.capacity_search import Cards, suggested
+from vllmdeploy.plan.capacity_search import Cards, divisions, suggested
 from vllmdeploy.plan.capacity_weights import rank_weights
+from vllmdeploy.plan.service_ranks import place
 from vllmdeploy.tools.safetensors import Tensor, Weights
 
 
@@ -457,6 +458,46 @@ def test_a_second_host_is_used_where_one_is_too_small() -> None:
     best = suggested(model, weights_of(131.4), cards, Wanted(length=8192))
     assert best is not None
     assert (best.wanted.tensor_parallel, best.wanted.pipeline_parallel) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ({"per_host": 4}, [(1, 1), (2, 1), (4, 1)]),
+        ({"per_host": 1, "hosts": 2}, [(1, 1), (1, 2), (2, 1)]),
+        ({"per_host": 2, "hosts": 2}, [(1, 1), (2, 1), (2, 2), (4, 1)]),
+        # Four of six cards: two on each host.
+        ({"per_host": 3, "hosts": 2}, [(1, 1), (2, 1), (2, 2), (4, 1)]),
+        (
+            {"per_host": 2, "hosts": 4},
+            [(1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (4, 1), (8, 1), (4, 2)],
+        ),
+    ],
+)
+def test_tensor_parallel_over_hosts_comes_after_that_inside_one(
+    cards: dict[str, int], expected: list[tuple[int, int]]
+) -> None:
+    have = Cards(memory_mib=81559, **cards)
+    assert list(divisions(LLAMA_8B, have)) == expected
+    hosts = {f"gpu-{one}": tuple(range(have.per_host)) for one in range(have.hosts)}
+    assert all(place(hosts, tensor * pipeline) for tensor, pipeline in expected)
+
+
+def over_two_hosts(wanted: Wanted) -> tuple[int, int, Verdict]:
+    """What is suggested for 32 GiB on two hosts with a card of 24 GiB each."""
+    cards = Cards(per_host=1, memory_mib=24564, hosts=2)
+    layers = (tensor(f"model.layers.{one}.mlp.up_proj.weight", GIB) for one in range(32))
+    weights = Weights(total_bytes=32 * GIB, tensors=tuple(layers))
+    best = suggested(LLAMA_8B, weights, cards, wanted)
+    assert best is not None
+    return best.wanted.tensor_parallel, best.wanted.pipeline_parallel, best.verdict
+
+
+def test_it_is_suggested_where_nothing_inside_a_host_holds_what_is_wanted() -> None:
+    assert over_two_hosts(Wanted(length=4096)) == (1, 2, Verdict.FITS)
+    assert over_two_hosts(Wanted(length=8192)) == (2, 1, Verdict.FITS)
+    assert over_two_hosts(Wanted(length=20_000)) == (1, 2, Verdict.TIGHT)
+    assert over_two_hosts(Wanted()) == (1, 2, Verdict.SHORTER)
 
 
 def test_kv_heads_are_copied_beyond_their_number_and_the_latent_always() -> None:

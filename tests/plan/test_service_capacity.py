@@ -24,7 +24,7 @@ from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.supervise import InDocker
 from vllmdeploy.tools.model_weights import weights, weights_argv
-from vllmdeploy.tools.safetensors import Weights, of_folder
+from vllmdeploy.tools.safetensors import Tensor, Weights, of_folder
 from vllmdeploy.tools.vllm_measured import Conditions, Measured, keep, measured
 
 GIB = 2**30
@@ -138,6 +138,29 @@ def test_one_that_is_only_tight_anywhere_is_named_as_that() -> None:
         " one request of 131072 tokens needs more cache than there is (10416 only if nothing else"
         " grows); it is tight, and would be tried, with TP 4 and --pp 2"
     )
+
+
+def test_tensor_parallel_over_hosts_is_told_where_it_holds_much_more() -> None:
+    layers = tuple(
+        Tensor(name=f"model.layers.{one}.mlp.up_proj.weight", dtype="BF16", shape=(), size=GIB)
+        for one in range(32)
+    )
+    found = on_each(fleet(size=Weights(total_bytes=32 * GIB, tensors=layers)), 24564 / 1024)
+    where = "does not fit: 32.0 GiB of weights on 1 card of 24 GiB: the weights and what vLLM"
+    where += " needs beside them leave no room for a cache; it would with "
+    one_card = where + "TP 1, --pp 2 and --max-model-len 5456"
+    over = "TP 2 over 2 hosts"
+    assert refused(asked(1), found) == (f"{one_card}, or with {over} and --max-model-len 11968",)
+    assert refused(asked(1, max_model_len=8192), found) == (where + over,)
+    assert refused(asked(1, max_model_len=4096), found) == (where + "TP 1 and --pp 2",)
+    (reason,) = refused(asked(1, pipeline_parallel=2), found)
+    assert reason.endswith(
+        ": give --max-model-len 5456 or less, or take TP 2 over 2 hosts, --pp 1 and"
+        " --max-model-len 11968"
+    )
+    (reason,) = refused(asked(2, max_model_len=131072), found)
+    assert reason.endswith("131072 tokens: give --max-model-len 11968 or less")
+    assert decide(asked(2, max_model_len=11968), found).notes == ()
 
 
 def test_a_context_beyond_the_models_own_is_told_what_that_has_room_for() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vllmdeploy.plan.capacity import Assessment, Verdict, refusal
-from vllmdeploy.plan.capacity_search import cost, ways
+from vllmdeploy.plan.capacity_search import Way, ways
 from vllmdeploy.plan.service_capacity import Room
+
+_WORTH_IT = 4 / 3
 
 
 def no_room(room: Room) -> Iterable[str]:
@@ -52,39 +54,51 @@ def _where(room: Room) -> str:
 
 def _way_out(room: Room) -> str:
     """The longest context that is safe here, and the division that holds what is wanted: else the
-    one that takes the fewest cards, and the one that holds most."""
-    here, others = room.found.longest, _others(room)
-    fitting = sorted((one for one in others if one.verdict is Verdict.FITS), key=cost)
-    usable = fitting[:1] or sorted((one for one in others if one.longest), key=cost)
-    most = max(usable, key=lambda one: one.longest, default=None)
+    one that costs least, and the one that holds most."""
+    here, others = room.found.longest, sorted(_others(room), key=lambda one: one.cost)
+    fitting = [one for one in others if one.found.verdict is Verdict.FITS]
+    usable = fitting[:1] or [one for one in others if one.found.longest]
+    most = max(usable, key=lambda one: one.found.longest, default=None)
     if here:
-        more = f", or take {_said(room, most)}" if most and most.longest > here else ""
+        more = f", or take {_said(room, most)}" if most and most.found.longest > here else ""
         return f": give --max-model-len {here} or less{more}"
     if most:
         said = dict.fromkeys(_said(room, one) for one in (usable[0], most))
         return f"; it would with {', or with '.join(said)}"
-    tight = sorted((one for one in others if one.verdict is Verdict.TIGHT), key=cost)
+    tight = [one for one in others if one.found.verdict is Verdict.TIGHT]
     if tight:
         return f"; it is tight, and would be tried, with {_said(room, tight[0])}"
     return f"; no division over {room.cards.per_host * room.cards.hosts} cards makes it fit"
 
 
-def _others(room: Room) -> Sequence[Assessment]:
-    """What comes of each other division; of no more than the model's own context."""
+def _others(room: Room) -> Sequence[Way]:
+    """What comes of each other division; of no more than the model's own context. Tensor parallel
+    over hosts is slower for every token: what it holds more has to be worth that."""
     length = room.wanted.length
     beyond = length is not None and length > room.shape.longest
     wanted = replace(room.wanted, length=None) if beyond else room.wanted
     found = ways(room.shape, room.weights, room.cards, wanted, room.measured)
-    return [one for one in found if one.wanted != wanted]
+    inside = max((one.found.longest for one in found if one.hosts == 1), default=0)
+    return [
+        one
+        for one in found
+        if one.division != room.division
+        and (
+            one.hosts == 1
+            or one.found.verdict is Verdict.FITS
+            or one.found.longest > inside * _WORTH_IT
+        )
+    ]
 
 
-def _said(room: Room, one: Assessment) -> str:
-    """`TP 2, --pp 2 and --max-model-len 4096`."""
-    wanted = one.wanted
-    words = [f"TP {wanted.tensor_parallel}"]
-    if max(wanted.pipeline_parallel, room.wanted.pipeline_parallel) > 1:
-        words.append(f"--pp {wanted.pipeline_parallel}")
-    if 0 < min(one.length, one.longest) < room.found.length:
-        words.append(f"--max-model-len {min(one.length, one.longest)}")
+def _said(room: Room, way: Way) -> str:
+    """`TP 2 over 2 hosts, --pp 2 and --max-model-len 4096`."""
+    tensor, pipeline = way.division
+    length = min(way.found.length, way.found.longest)
+    words = [f"TP {tensor}" + (f" over {way.hosts} hosts" if way.hosts > 1 else "")]
+    if max(pipeline, room.wanted.pipeline_parallel) > 1:
+        words.append(f"--pp {pipeline}")
+    if 0 < length < room.found.length:
+        words.append(f"--max-model-len {length}")
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

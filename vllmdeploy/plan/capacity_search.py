@@ -22,7 +22,25 @@ class Cards:
     hosts: int = 1
 
 
-def divisions(shape: ModelShape, cards: Cards) -> Iterator[Division]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One division and what comes of it; `hosts`: those that the ranks of a stage lie on."""
+
+    found: Assessment
+    hosts: int = 1
+
+    @property
+    def division(self) -> Division:
+        return self.found.wanted.tensor_parallel, self.found.wanted.pipeline_parallel
+
+    @property
+    def cost(self) -> tuple[bool, int, int]:
+        """Tensor parallel over hosts is the slowest; then fewer cards are better, and stages."""
+        tensor, pipeline = self.division
+        return self.hosts > 1, tensor * pipeline, pipeline
+
+
+def inside_hosts(shape: ModelShape, cards: Cards) -> Iterator[Division]:
     """Those that use whole hosts: tensor parallel inside one, pipeline across."""
     for pipeline in range(1, cards.hosts + 1):
         for tensor in range(1, cards.per_host + 1):
@@ -31,37 +49,65 @@ def divisions(shape: ModelShape, cards: Cards) -> Iterator[Division]:
                 yield tensor, pipeline
 
 
+def over_hosts(shape: ModelShape, cards: Cards) -> Iterator[Division]:
+    """Those with tensor parallel over several hosts, of which each gives as many cards."""
+    for pipeline in range(1, cards.hosts // 2 + 1):
+        for tensor in range(cards.per_host + 1, cards.per_host * cards.hosts // pipeline + 1):
+            if refusal(shape, tensor, pipeline):
+                continue
+            if 0 < hosts_of(tensor, cards) * pipeline <= cards.hosts:
+                yield tensor, pipeline
+
+
+def hosts_of(tensor: int, cards: Cards) -> int:
+    """The fewest hosts that can give so many cards in equal parts; 0 where none can."""
+    able = (
+        hosts
+        for hosts in range(1, cards.hosts + 1)
+        if tensor % hosts == 0 and tensor // hosts <= cards.per_host
+    )
+    return next(able, 0)
+
+
+def divisions(shape: ModelShape, cards: Cards) -> Iterator[Division]:
+    yield from inside_hosts(shape, cards)
+    yield from over_hosts(shape, cards)
+
+
 def ways(
     shape: ModelShape,
     weights: Weights,
     cards: Cards,
     wanted: Wanted,
     measured: Mapping[Division, int] | None = None,
-) -> tuple[Assessment, ...]:
-    """What comes of each division. `measured`: what an engine of that division had before."""
+) -> tuple[Way, ...]:
+    """Over hosts only where no way inside them holds what is wanted. `measured`: what an engine of
+    a division had before."""
     before = measured or {}
-    return tuple(
-        assess(
-            shape,
-            weights,
-            cards.memory_mib,
-            replace(wanted, tensor_parallel=tensor, pipeline_parallel=pipeline),
-            measured=before.get((tensor, pipeline)),
-        )
-        for tensor, pipeline in divisions(shape, cards)
-    )
+
+    def way(division: Division) -> Way:
+        tensor, pipeline = division
+        divided = replace(wanted, tensor_parallel=tensor, pipeline_parallel=pipeline)
+        found = assess(shape, weights, cards.memory_mib, divided, measured=before.get(division))
+        return Way(found=found, hosts=hosts_of(tensor, cards))
+
+    inside = tuple(map(way, inside_hosts(shape, cards)))
+    if any(one.found.verdict is Verdict.FITS for one in inside):
+        return inside
+    return (*inside, *map(way, over_hosts(shape, cards)))
 
 
 def suggested(
     shape: ModelShape, weights: Weights, cards: Cards, wanted: Wanted
 ) -> Assessment | None:
-    """The fewest cards on which it fits; else with a shorter context; else tightly; or nothing."""
-    found = ways(shape, weights, cards, wanted)
-    usable = [one for one in found if one.verdict is not Verdict.NOT]
-    return min(usable, key=lambda one: (list(Verdict).index(one.verdict), *cost(one)), default=None)
+    """The fewest cards on which it fits; else with a shorter context; else tightly; or nothing.
+    Of ways that end alike those with tensor parallel inside a host come first."""
+    usable = [
+        one for one in ways(shape, weights, cards, wanted) if one.found.verdict is not Verdict.NOT
+    ]
+    best = min(usable, key=_order, default=None)
+    return best.found if best else None
 
 
-def cost(one: Assessment) -> tuple[int, int]:
-    """The cards that it takes; of as many, fewer stages are better."""
-    wanted = one.wanted
-    return wanted.tensor_parallel * wanted.pipeline_parallel, wanted.pipeline_parallel
+def _order(way: Way) -> tuple[int, tuple[bool, int, int]]:
+    return list(Verdict).index(way.found.verdict), way.cost
