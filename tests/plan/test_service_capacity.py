@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tests.plan.builders import lines, wanted
 from tests.plan.service_builders import ASKED, MODEL, VLLM, group
+from tests.plan.test_service_ranks import without_ray
 from vllmdeploy.core.card import Card
 from vllmdeploy.core.command import Command
 from vllmdeploy.core.plan import Draft
@@ -19,7 +21,7 @@ from vllmdeploy.errors import PreflightRefused
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.node import Member
 from vllmdeploy.plan.service import DecidedService, decide_service
-from vllmdeploy.plan.service_capacity import cards_of, value_of
+from vllmdeploy.plan.service_capacity import cards_of, kinds_of, value_of
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.supervise import InDocker
@@ -28,6 +30,8 @@ from vllmdeploy.tools.safetensors import Tensor, Weights, of_folder
 from vllmdeploy.tools.vllm_measured import Conditions, Measured, keep, measured
 
 GIB = 2**30
+Kind = tuple[int, int, float]
+"""Cards a host, hosts, GiB of each."""
 LLAMA_8B = json.dumps(
     {
         "model_type": "llama",
@@ -58,7 +62,7 @@ def asked(tensor: int = 1, **changes: Any) -> ServiceWanted:
 
 
 def decide(what: ServiceWanted, found: FoundServices) -> DecidedService:
-    return decide_service(wanted(), what, found)
+    return decide_service(wanted(executor=found.head.executor), what, found)
 
 
 def refused(what: ServiceWanted, found: FoundServices) -> tuple[str, ...]:
@@ -161,6 +165,89 @@ def test_tensor_parallel_over_hosts_is_told_where_it_holds_much_more() -> None:
     (reason,) = refused(asked(2, max_model_len=131072), found)
     assert reason.endswith("131072 tokens: give --max-model-len 11968 or less")
     assert decide(asked(2, max_model_len=11968), found).notes == ()
+
+
+def unlike(head: Sequence[float], other: Sequence[float]) -> FoundServices:
+    """Two hosts without Ray, with cards of so many GiB each."""
+    model = replace(MODEL, config=LLAMA_8B)
+    found = without_ray(models={"gpu-01": model, "gpu-02": model}, weights=SIZE)
+    first, second = found.members
+    return replace(found, members=(with_cards(first, *head), with_cards(second, *other)))
+
+
+def by_ray(found: FoundServices) -> FoundServices:
+    members = tuple(
+        replace(one, executor="ray", found=ray.found)
+        for one, ray in zip(found.members, fleet().members, strict=True)
+    )
+    return replace(found, members=members)
+
+
+def test_without_ray_the_cards_that_it_is_placed_on_decide() -> None:
+    long = asked(1, max_model_len=65536)
+    found = unlike([80], [24])
+    decided = decide(long, found)
+    assert decided.service.placement == {"gpu-01": (0,)}
+    assert decided.conditions is not None
+    assert (decided.conditions.card, decided.notes) == ("80 GiB", ())
+    (reason,) = refused(long, by_ray(found))
+    assert reason.startswith("does not fit: 16.0 GiB of weights on 1 card of 24 GiB: ")
+    assert decide(asked(1, max_model_len=4096), by_ray(found)).notes == ()
+
+
+def test_of_the_cards_that_it_is_placed_on_the_smallest_decides() -> None:
+    both = asked(2, max_model_len=131072)
+    assert refused(both, unlike([80], [14])) == (
+        "does not fit: 16.0 GiB of weights on 2 cards of 14 GiB: one request of 131072 tokens needs"
+        " more cache than there is (39040 only if nothing else grows); it would with TP 1 on cards"
+        " of 80 GiB",
+    )
+    assert refused(both, unlike([80, 14], []))[0].startswith(
+        "does not fit: 16.0 GiB of weights on 2 cards of 14 GiB: "
+    )
+
+
+def test_what_one_kind_of_card_had_says_nothing_of_another() -> None:
+    what = asked(1, max_model_len=4096)
+    found = unlike([80], [24])
+    large = decide(what, found).conditions
+    small = decide(what, unlike([24], [80])).conditions
+    assert large is not None
+    assert small is not None
+    little = {small.key: Measured(available=GIB // 4)}
+    assert decide(what, replace(found, measured=little)).notes == ()
+    (reason,) = refused(what, replace(unlike([24], [14]), measured=little))
+    assert "give --max-model-len 2048 or less" in reason
+
+
+@pytest.mark.parametrize(
+    ("head", "other", "mp", "ray"),
+    [
+        ([24] * 2, [24] * 2, [(2, 2, 24)], [(2, 2, 24)]),
+        ([24.01] * 2, [23.99] * 2, [(2, 2, 23.99)], [(2, 2, 23.99)]),
+        ([80], [24], [(1, 2, 24), (1, 1, 80)], [(1, 2, 24)]),
+        ([24] * 4, [24], [(1, 2, 24), (4, 1, 24)], [(1, 2, 24), (4, 1, 24)]),
+        ([80, 80, 24], [80], [(1, 2, 24), (3, 1, 24), (1, 2, 80), (2, 1, 80)], None),
+    ],
+)
+def test_cards_that_are_alike_are_counted_together(
+    head: Sequence[float], other: Sequence[float], mp: list[Kind], ray: list[Kind] | None
+) -> None:
+    found = unlike(head, other)
+    assert kinds(found) == mp
+    assert ray is None or kinds(by_ray(found)) == ray
+
+
+def kinds(found: FoundServices) -> list[Kind]:
+    return [
+        (one.per_host, one.hosts, pytest.approx(one.memory_mib / 1024, abs=0.001))
+        for one in kinds_of(found.members)
+    ]
+
+
+def test_tensor_parallel_inside_the_host_that_has_more_cards_is_found() -> None:
+    (reason,) = refused(asked(1, max_model_len=131072), by_ray(unlike([20] * 4, [20])))
+    assert reason.endswith("; it would with TP 4")
 
 
 def test_a_context_beyond_the_models_own_is_told_what_that_has_room_for() -> None:

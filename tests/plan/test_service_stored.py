@@ -9,7 +9,7 @@ import pytest
 
 from tests.plan.builders import wanted
 from tests.plan.service_builders import MODEL, group, running
-from tests.plan.test_service_capacity import GIB, LLAMA_8B, SIZE, asked, decide, fleet
+from tests.plan.test_service_capacity import GIB, LLAMA_8B, SIZE, asked, decide, fleet, unlike
 from vllmdeploy.plan import service_stored
 from vllmdeploy.plan.service_stored import asking_weights, to_consider
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -40,6 +40,30 @@ def test_the_words_are_those_of_a_start() -> None:
         " vLLM needs beside them leave no room for a cache; it would with TP 2",
     )
     assert told(fleet(24, stored=stored)) == ()
+
+
+def test_without_ray_the_cards_of_each_engine_decide() -> None:
+    what = asked(1, max_model_len=65536)
+    made = decide(what, unlike([80], [80])).service
+    content = json.dumps({"name": "m", "argv": ["vllm"], "service": made.document()}).encode()
+    second = replace(made, name="m.2", replica_of="m", placement={"gpu-02": (0,)})
+    both = {
+        "m": Stored(file="m.json", content=content, service=made),
+        "m.2": Stored(file="m.2.json", content=content, service=second),
+    }
+    assert told(replace(unlike([80], [80]), stored=both)) == ()
+    where = "service m: does not fit: 16.0 GiB of weights on 1 card of 24 GiB: "
+    (reason,) = told(replace(unlike([80], [24]), stored=both))
+    assert reason.startswith(where)
+    (reason,) = told(replace(unlike([24], [80]), stored=both))
+    assert reason.startswith(where)
+    alike = replace(unlike([24], [24]), stored=both)
+    assert len(told(alike)) == 1
+    # What runs has proved itself, and others on cards that are as large.
+    assert told(replace(alike, engines=running("m"))) == ()
+    assert len(told(replace(unlike([80], [24]), stored=both, engines=running("m")))) == 1
+    # Of a host that is gone nobody can say what it had.
+    assert told(replace(unlike([80], []), stored={"m.2": both["m.2"]})) == ()
 
 
 def test_what_was_measured_counts_here_too() -> None:

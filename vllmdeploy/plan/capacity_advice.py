@@ -45,7 +45,7 @@ def _why(room: Room) -> str:
 
 
 def _where(room: Room) -> str:
-    wanted, gib = room.wanted, room.cards.memory_mib / 1024
+    wanted, gib = room.wanted, room.memory_mib / 1024
     ranks = wanted.tensor_parallel * wanted.pipeline_parallel
     cards = f"{ranks} cards" if ranks > 1 else "1 card"
     size = room.weights.total_bytes / 2**30
@@ -68,7 +68,7 @@ def _way_out(room: Room) -> str:
     tight = [one for one in others if one.found.verdict is Verdict.TIGHT]
     if tight:
         return f"; it is tight, and would be tried, with {_said(room, tight[0])}"
-    return f"; no division over {room.cards.per_host * room.cards.hosts} cards makes it fit"
+    return f"; no division over {room.total} cards makes it fit"
 
 
 def _others(room: Room) -> Sequence[Way]:
@@ -77,12 +77,12 @@ def _others(room: Room) -> Sequence[Way]:
     length = room.wanted.length
     beyond = length is not None and length > room.shape.longest
     wanted = replace(room.wanted, length=None) if beyond else room.wanted
-    found = ways(room.shape, room.weights, room.cards, wanted, room.measured)
+    found = ways(room.shape, room.weights, room.kinds, wanted, room.measured)
     inside = max((one.found.longest for one in found if one.hosts == 1), default=0)
     return [
         one
         for one in found
-        if one.division != room.division
+        if (one.division != room.division or one.memory_mib > room.memory_mib)
         and (
             one.hosts == 1
             or one.found.verdict is Verdict.FITS
@@ -95,7 +95,9 @@ def _said(room: Room, way: Way) -> str:
     """`TP 2 over 2 hosts, --pp 2 and --max-model-len 4096`."""
     tensor, pipeline = way.division
     length = min(way.found.length, way.found.longest)
-    words = [f"TP {tensor}" + (f" over {way.hosts} hosts" if way.hosts > 1 else "")]
+    over = f" over {way.hosts} hosts" if way.hosts > 1 else ""
+    larger = way.memory_mib > room.memory_mib
+    words = [f"TP {tensor}{over}" + f" on cards of {way.memory_mib / 1024:.0f} GiB" * larger]
     if max(pipeline, room.wanted.pipeline_parallel) > 1:
         words.append(f"--pp {pipeline}")
     if 0 < length < room.found.length:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from vllmdeploy.plan.capacity import Assessment, Verdict, Wanted, assess, refusal
@@ -15,7 +15,7 @@ Division = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cards:
-    """Cards of one group: as many on each host, the smallest one's memory."""
+    """Cards that are alike: as many on each host, the smallest one's memory."""
 
     per_host: int
     memory_mib: int
@@ -27,7 +27,8 @@ class Way:
     """One division and what comes of it; `hosts`: those that the ranks of a stage lie on."""
 
     found: Assessment
-    hosts: int = 1
+    memory_mib: int
+    hosts: int
 
     @property
     def division(self) -> Division:
@@ -77,24 +78,34 @@ def divisions(shape: ModelShape, cards: Cards) -> Iterator[Division]:
 def ways(
     shape: ModelShape,
     weights: Weights,
-    cards: Cards,
+    kinds: Iterable[Cards],
     wanted: Wanted,
     measured: Mapping[Division, int] | None = None,
 ) -> tuple[Way, ...]:
     """Over hosts only where no way inside them holds what is wanted. `measured`: what an engine of
     a division had before."""
-    before = measured or {}
-
-    def way(division: Division) -> Way:
-        tensor, pipeline = division
-        divided = replace(wanted, tensor_parallel=tensor, pipeline_parallel=pipeline)
-        found = assess(shape, weights, cards.memory_mib, divided, measured=before.get(division))
-        return Way(found=found, hosts=hosts_of(tensor, cards))
-
-    inside = tuple(map(way, inside_hosts(shape, cards)))
-    if any(one.found.verdict is Verdict.FITS for one in inside):
-        return inside
-    return (*inside, *map(way, over_hosts(shape, cards)))
+    before, kinds = measured or {}, tuple(kinds)
+    found: dict[tuple[int, Division], Way] = {}
+    for choose in (inside_hosts, over_hosts):
+        for cards in kinds:
+            for division in choose(shape, cards):
+                if (cards.memory_mib, division) in found:
+                    continue
+                tensor, pipeline = division
+                found[cards.memory_mib, division] = Way(
+                    found=assess(
+                        shape,
+                        weights,
+                        cards.memory_mib,
+                        replace(wanted, tensor_parallel=tensor, pipeline_parallel=pipeline),
+                        measured=before.get(division),
+                    ),
+                    memory_mib=cards.memory_mib,
+                    hosts=hosts_of(tensor, cards),
+                )
+        if any(one.found.verdict is Verdict.FITS for one in found.values()):
+            break
+    return tuple(found.values())
 
 
 def suggested(
@@ -103,7 +114,7 @@ def suggested(
     """The fewest cards on which it fits; else with a shorter context; else tightly; or nothing.
     Of ways that end alike those with tensor parallel inside a host come first."""
     usable = [
-        one for one in ways(shape, weights, cards, wanted) if one.found.verdict is not Verdict.NOT
+        one for one in ways(shape, weights, [cards], wanted) if one.found.verdict is not Verdict.NOT
     ]
     best = min(usable, key=_order, default=None)
     return best.found if best else None

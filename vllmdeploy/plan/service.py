@@ -147,7 +147,7 @@ def _consider(
         about_model=about_model,
         tensor=tensor,
         method=method,
-        room=room_for(asked, found, shape, tensor, method.method),
+        room=room_for(asked, found, shape, tensor, method.method, placement),
         placement=placement,
         ports=_ports(asked, found, placement, before),
         generation=before.generation + 1 if before else 1,

@@ -10,27 +10,32 @@ from vllmdeploy.plan import capacity
 from vllmdeploy.plan.capacity_advice import no_room
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service import model_of
-from vllmdeploy.plan.service_capacity import cards_of, room_for, value_of
+from vllmdeploy.plan.service_capacity import kinds_of, room_for, smallest, value_of
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
 from vllmdeploy.plan.wanted import Wanted
 from vllmdeploy.tools import docker
 from vllmdeploy.tools.safetensors import Weights
 from vllmdeploy.tools.vllm_model import FoundModel
-from vllmdeploy.tools.vllm_services import Stored
+from vllmdeploy.tools.vllm_services import Service, Stored
 
 
 def to_consider(found: FoundServices) -> tuple[Stored, ...]:
-    """One engine of each service none of whose engines runs: what runs has proved itself."""
+    """One engine of each service none of whose engines runs: what runs has proved itself, and
+    others of it on cards that are as large."""
     proved = {
-        one.belongs_to
+        _alike(found, one)
         for one in found.services
         if one.name in found.engines and found.engines[one.name].state == "running"
     }
-    waiting: dict[str, Stored] = {}
-    for one in found.stored.values() if cards_of(found.members) else ():
-        if one.service and one.service.belongs_to not in proved:
-            waiting.setdefault(one.service.belongs_to, one)
+    waiting: dict[tuple[str, int], Stored] = {}
+    for one in found.stored.values() if kinds_of(found.members) else ():
+        if one.service and _alike(found, one.service) not in proved:
+            waiting.setdefault(_alike(found, one.service), one)
     return tuple(waiting.values())
+
+
+def _alike(found: FoundServices, service: Service) -> tuple[str, int]:
+    return service.belongs_to, smallest(found.members, service.placement)
 
 
 def asking_weights(wanted: Wanted, head: FoundHost, folder: str, *argv: str) -> Command | None:
@@ -63,7 +68,7 @@ def reasons(
             yield f"service {service.belongs_to}: {why}"
         method = value_of(stored.argv, "--quantization")
         sized = replace(found, weights=weights.get(folder))
-        room = room_for(asked, sized, shape, tensor, method)
+        room = room_for(asked, sized, shape, tensor, method, service.placement)
         for reason in no_room(room) if room else ():
             yield f"service {service.belongs_to}: {reason}"
 
