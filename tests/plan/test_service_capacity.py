@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vllmdeploy.plan.supervise import InDocker
 from vllmdeploy.tools.model_weights import weights, weights_argv
 from vllmdeploy.tools.safetensors import Tensor, Weights, of_folder
 from vllmdeploy.tools.vllm_measured import Conditions, Measured, keep, measured
+from vllmdeploy.tools.vllm_services import Stored
 
 GIB = 2**30
 Kind = tuple[int, int, float]
@@ -195,12 +196,45 @@ def test_without_ray_the_cards_that_it_is_placed_on_decide() -> None:
     assert decide(asked(1, max_model_len=4096), by_ray(found)).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("head", "other", "what", "placement"),
+    [
+        ([24], [80], asked(1, max_model_len=4096), {"gpu-01": (0,)}),
+        ([24], [80], asked(1, max_model_len=65536), {"gpu-02": (0,)}),
+        ([24, 80], [24], asked(1, max_model_len=65536), {"gpu-01": (1,)}),
+        ([14, 14], [24, 24], asked(2, max_model_len=65536), {"gpu-02": (0, 1)}),
+        ([14, 24], [24], asked(2, max_model_len=65536), {"gpu-01": (1,), "gpu-02": (0,)}),
+        # Tight on the smaller one.
+        ([24], [80], asked(1, max_model_len=12_000), {"gpu-02": (0,)}),
+        ([24], [22], asked(1, max_model_len=12_000), {"gpu-01": (0,)}),
+    ],
+)
+def test_without_ray_it_goes_where_it_has_room(
+    head: Sequence[float],
+    other: Sequence[float],
+    what: ServiceWanted,
+    placement: Mapping[str, tuple[int, ...]],
+) -> None:
+    assert decide(what, unlike(head, other)).service.placement == placement
+
+
+def test_where_the_larger_card_is_taken_it_is_said_that_there_is_one() -> None:
+    found = unlike([80], [24])
+    first = decide(asked(1, max_model_len=65536), found)
+    kept = Stored(file="m.json", content=first.file.content(), service=first.service)
+    second = asked(1, max_model_len=65536, name="n")
+    assert refused(second, replace(found, stored={"m": kept})) == (
+        "does not fit: 16.0 GiB of weights on 1 card of 24 GiB: no room for one request of 65536"
+        " tokens: give --max-model-len 10992 or less, or take a card of 80 GiB",
+    )
+
+
 def test_of_the_cards_that_it_is_placed_on_the_smallest_decides() -> None:
     both = asked(2, max_model_len=131072)
     assert refused(both, unlike([80], [14])) == (
         "does not fit: 16.0 GiB of weights on 2 cards of 14 GiB: one request of 131072 tokens needs"
-        " more cache than there is (39040 only if nothing else grows); it would with TP 1 on cards"
-        " of 80 GiB",
+        " more cache than there is (39040 only if nothing else grows); it would with TP 1 on a"
+        " card of 80 GiB",
     )
     assert refused(both, unlike([80, 14], []))[0].startswith(
         "does not fit: 16.0 GiB of weights on 2 cards of 14 GiB: "
@@ -240,7 +274,7 @@ def test_cards_that_are_alike_are_counted_together(
 
 def kinds(found: FoundServices) -> list[Kind]:
     return [
-        (one.per_host, one.hosts, pytest.approx(one.memory_mib / 1024, abs=0.001))
+        (one.per_host, one.hosts, round(one.memory_mib / 1024, 2))
         for one in kinds_of(found.members)
     ]
 

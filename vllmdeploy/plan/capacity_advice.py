@@ -8,6 +8,7 @@ from dataclasses import replace
 from vllmdeploy.plan.capacity import Assessment, Verdict, refusal
 from vllmdeploy.plan.capacity_search import Way, ways
 from vllmdeploy.plan.service_capacity import Room
+from vllmdeploy.plan.service_ranks import Placement
 
 _WORTH_IT = 4 / 3
 
@@ -24,6 +25,16 @@ def lacks_room(found: Assessment) -> bool:
     if found.verdict is Verdict.SHORTER:
         return found.cache.concurrency(found.available_usual, found.length) < 1
     return found.verdict is Verdict.NOT
+
+
+def roomiest(places: Iterable[tuple[Placement, Room | None]]) -> tuple[Placement, Room | None]:
+    """The first place where it fits, else where it is tight, else the first; where nothing can be
+    said, none is better."""
+    return min(places, key=lambda one: _lacking(one[1].found) if one[1] else 0)
+
+
+def _lacking(found: Assessment) -> int:
+    return 2 if lacks_room(found) else int(found.verdict is not Verdict.FITS)
 
 
 def about_room(room: Room | None) -> tuple[str, ...]:
@@ -92,14 +103,18 @@ def _others(room: Room) -> Sequence[Way]:
 
 
 def _said(room: Room, way: Way) -> str:
-    """`TP 2 over 2 hosts, --pp 2 and --max-model-len 4096`."""
+    """`TP 2 over 2 hosts, --pp 2 and --max-model-len 4096`; `a card of 80 GiB`."""
     tensor, pipeline = way.division
-    length = min(way.found.length, way.found.longest)
+    cards = "a card" if tensor * pipeline == 1 else "cards"
+    larger = f"{cards} of {way.memory_mib / 1024:.0f} GiB"
     over = f" over {way.hosts} hosts" if way.hosts > 1 else ""
-    larger = way.memory_mib > room.memory_mib
-    words = [f"TP {tensor}{over}" + f" on cards of {way.memory_mib / 1024:.0f} GiB" * larger]
+    on = f" on {larger}" if way.memory_mib > room.memory_mib else ""
+    words = [f"TP {tensor}{over}{on}"]
     if max(pipeline, room.wanted.pipeline_parallel) > 1:
         words.append(f"--pp {pipeline}")
+    if way.division == room.division:
+        words = [larger]
+    length = min(way.found.length, way.found.longest)
     if 0 < length < room.found.length:
         words.append(f"--max-model-len {length}")
     *first, last = words

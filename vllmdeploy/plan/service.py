@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_ranks as ranks
-from vllmdeploy.plan.capacity_advice import about_room
+from vllmdeploy.plan.capacity_advice import about_room, roomiest
 from vllmdeploy.plan.capacity_model import ModelShape, parse_config
-from vllmdeploy.plan.service_capacity import room_for
+from vllmdeploy.plan.service_capacity import NOWHERE, room_for
 from vllmdeploy.plan.service_cards import Pool, free_ports, pool_of
 from vllmdeploy.plan.service_ranks import Placement
 from vllmdeploy.plan.service_reasons import Considered, reasons
@@ -134,10 +134,13 @@ def _consider(
     kept = found.stored.get(replaces)
     before = kept.service if kept else None
     tensor = asked.tensor_parallel or pool.total // asked.pipeline_parallel // asked.replicas
-    placement: Placement = {}
-    if found.head.executor == "mp":
-        free = ranks.free_cards(found, besides=replaces)
-        placement = ranks.place(free, tensor * asked.pipeline_parallel)
+    world = tensor * asked.pipeline_parallel
+    without_ray = found.head.executor == "mp"
+    places = tuple(ranks.placements(found, world, besides=replaces)) if without_ray else ()
+    placement, room = roomiest(
+        (one, room_for(asked, found, shape, tensor, method.method, one))
+        for one in places or (NOWHERE,)
+    )
     return Considered(
         folder=folder,
         name=engine_name(asked),
@@ -147,7 +150,7 @@ def _consider(
         about_model=about_model,
         tensor=tensor,
         method=method,
-        room=room_for(asked, found, shape, tensor, method.method, placement),
+        room=room,
         placement=placement,
         ports=_ports(asked, found, placement, before),
         generation=before.generation + 1 if before else 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from vllmdeploy.plan.node import Member
@@ -60,6 +60,23 @@ def place(free: Mapping[str, tuple[int, ...]], count: int) -> Placement:
             able = [min(able, key=lambda name: len(free[name]))]
         return {name: free[name][:each] for name in able[:hosts]}
     return {}
+
+
+def placements(found: FoundServices, count: int, *, besides: str = "") -> Iterator[Placement]:
+    """Where so many ranks can go: on any free cards, then only on those that are larger."""
+    free = free_cards(found, besides=besides)
+    memory = {
+        (one.name, card.index): card.memory_total_mib or 0
+        for one in found.members
+        for card in one.share.cards
+    }
+    for least in sorted({memory.get((host, card), 0) for host in free for card in free[host]}):
+        large = {
+            host: tuple(card for card in cards if memory.get((host, card), 0) >= least)
+            for host, cards in free.items()
+        }
+        if somewhere := place(large, count):
+            yield somewhere
 
 
 def refusals(
