@@ -23,7 +23,8 @@ _NOBODY = 65534
 
 _DOCKER = r"""#!/bin/sh
 home=${0%/bin/docker}
-printf '%s\n' "docker $*" | tr '\n' ' ' >> "$home/history"; echo >> "$home/history"
+line=$(printf '%s\n' "docker $*" | tr '\n' ' ')
+printf '%s\n' "$line" >> "$home/history"
 case " $* " in " run --rm "*)
   echo '{"python":"3.12.3","ray":"2.60.0","vllm":"0.17.0","uid":0,"gid":0}'; exit ;;
 esac
