@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from vllmdeploy.core.command import Command, script
 from vllmdeploy.tools.manifest_names import ModelPlace
 from vllmdeploy.tools.model_files import FASTEST_SHA256
-from vllmdeploy.tools.rsync import ENDS_STALE_PULL, ENTER, Keys, Road, transport
+from vllmdeploy.tools.rsync import ENDS_STALE_PULL, ENTER, KEEPS_MEMORY, Keys, Road, transport
 
 GROWING, CAME = ".vllmdeploy/growing", ".vllmdeploy/came"
 SHORT = "is shorter than that"
 _BLOCK = 65536
-_NOTED_EVERY_S, _SILENT_S = 0.2, 30
+_NOTED_EVERY_S, _SILENT_S = 1, 30
 _SILENT_TIMES = round(_SILENT_S / _NOTED_EVERY_S)
 _MOST_STEP = 64 * 1024 * 1024
 _PROGRESS = re.compile(r"came (\d+)")
@@ -45,7 +45,7 @@ _TAKE = (
     """
 umask 022; export LC_ALL=C
 own=.vllmdeploy/pulls/$2
-mkdir -p "$1" && cd -P -- "$1" || exit 1
+cd -P -- "$1" 2>/dev/null || { mkdir -p "$1" && cd -P -- "$1"; } || exit 1
 """
     + ENDS_STALE_PULL
     + f"""
@@ -94,10 +94,9 @@ take() {{
     watcher=$!
     wait $writer
     kill $watcher 2>/dev/null; wait $watcher 2>/dev/null
-    said=$(cat "$mine.said")
-    got=${{said##*
-}}
-    got=${{got%% *}}
+    said=
+    while IFS= read -r line; do said=$line; done < "$mine.said"
+    got=${{said%% *}}
     case $got in "" | *[!0-9]*) got=0;; esac
     whole=$((got < part ? got / {_BLOCK} * {_BLOCK} : got))
     if [ "$whole" -gt 0 ]; then note "$whole" || return 1; fi
@@ -130,8 +129,9 @@ _GO_ON = f"""
 _PULL = (
     _TAKE
     + _GO_ON
+    + KEEPS_MEMORY
     + """
-mkdir -p -m 700 "$2" || exit 1
+[ -d "$2" ] || mkdir -p -m 700 "$2" || exit 1
 ask() {
   exec sh -c 'echo $$ > "$1" && cd / && words=$2 && shift 2 && eval "exec $words \\"\\$@\\""' ssh \\
     "$mine.ssh" "$1" "$3" "vllmdeploy-range $4 $at $((end - at))"
@@ -140,7 +140,7 @@ ask() {
 printf '%s\\n' "$path" | (ask "$@") 2>"$mine.err" | take_or_stop &
 awaited $!
 status=$?
-cat "$mine.err" >&2
+[ ! -s "$mine.err" ] || cat "$mine.err" >&2
 exit $status
 """
 )
