@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.host import Host
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.effects.execute import Stop
-from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.shell import Feed, Inbox, OnLine, Take
 from vllmdeploy.effects.transfer import Distribution
 from vllmdeploy.effects.transfer_events import Again, HostDone, HostFailed, Joined, SyncEvent
 from vllmdeploy.effects.transfer_freight import Freight, Party
@@ -52,23 +53,12 @@ class Fetching:
     answer: Answer = good
     pulls: list[str] = field(default_factory=list[str])
     ranges: list[str] = field(default_factory=list[str])
+    lanes: list[str] = field(default_factory=list[str])
     together: list[str] = field(default_factory=list[str])
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     trouble: dict[str, Result] = field(default_factory=dict[str, Result])
 
-    def _range(self, command: Command, on_line: OnLine | None) -> Result:
-        path, start, end = command.argv[6:9]
-        source = f"h{command.argv[-2][-1]}"
-        self.ranges.append(f"{path} {int(start) // MiB} {int(end) // MiB}")
-        if source in self.trouble:
-            return self.trouble[source]
-        if on_line is not None:
-            on_line(f"came {int(end) - int(start)}")
-        return Result(0)
-
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Result:
-        if command.argv[-1] == "M":
-            return self._range(command, on_line)
         if "growing" in command.argv[2]:
             self.together.append(command.argv[-1])
             return Result(0, f"{self.hashes.pop(command.argv[-1], GOOD)}  ./{command.argv[-1]}\n")
@@ -85,7 +75,21 @@ class Fetching:
     def stream(
         self, command: Command, *, take: Take | None = None, feed: Feed | None = None
     ) -> Result:
-        raise AssertionError(f"unexpected stream: {command}")
+        assert isinstance(feed, Inbox)
+        assert take is not None
+        assert command.argv[-1] == "M", f"unexpected stream: {command}"
+        source = f"h{command.argv[-2][-1]}"
+        self.lanes.append(source)
+        while True:
+            select.select([feed], [], [])
+            while (line := feed()) is not None:
+                if not line:
+                    return Result(0)
+                number, start, end, path = line.decode().rstrip("\n").split(" ", 3)
+                self.ranges.append(f"{path} {int(start) // MiB} {int(end) // MiB}")
+                if source in self.trouble:
+                    return self.trouble[source]
+                take(f"came {int(end) - int(start)}\nwhole {number}\n".encode())
 
     def close(self) -> None:
         """Nothing is held."""
@@ -300,7 +304,9 @@ def test_a_big_file_comes_in_ranges_and_is_put_together_once() -> None:
     for target in targets:
         shell = fetching(target)
         assert sorted(shell.together) == ["f0", "f1", "f2", "f3"]
-        assert len(shell.ranges) == len(set(shell.ranges)) == 8
+        assert len(shell.ranges) == len(set(shell.ranges)) == 20
+        # Range after range of one source comes in one conversation.
+        assert len(shell.lanes) <= 4
         assert shell.pulls == []
 
 

@@ -22,11 +22,13 @@ class _Flow:
 @dataclass(slots=True)
 class Fluid:
     """`rates` in bytes/s per host and direction. A dead host's flows stall, and fail `timeout_s`
-    later; `start_s` is what a transfer takes before its first byte, `verify_s` after its last."""
+    later; `start_s` is what a transfer takes before its first byte, `verify_s` after its last;
+    `again_s`: before the first byte of one that goes on with the same source."""
 
     rates: Mapping[str, float]
     start_s: float = 0.0
     verify_s: float = 0.0
+    again_s: float = 0.0
     timeout_s: float = 10.0
     dies: Mapping[str, float] = field(default_factory=dict[str, float])
     finished: dict[str, float] = field(default_factory=dict[str, float])
@@ -42,7 +44,7 @@ class Fluid:
             while waiting and waiting[0][0] <= self.now:
                 waiting.pop(0)[1]()
             self._flows += [
-                _Flow(each, self.now + self.start_s, float(each.piece.size), self.now)
+                _Flow(each, self.now + self._before(each), float(each.piece.size), self.now)
                 for each in swarm.next(self.now)
             ]
             for name, piece in swarm.all_came():
@@ -55,6 +57,9 @@ class Fluid:
                 return self.now
             self._advance(swarm, waiting[0][0] if waiting else None)
         raise AssertionError("no end in sight")
+
+    def _before(self, transfer: Transfer) -> float:
+        return self.again_s if transfer.goes_on else self.start_s
 
     def _note(self, swarm: Swarm) -> None:
         for name in swarm.peers:

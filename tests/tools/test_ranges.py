@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from tests.rig.programs import until
 from vllmdeploy.core.command import Command, Result
 from vllmdeploy.core.layout import Layout
 from vllmdeploy.tools import model_files, ranges, sync_keys
@@ -27,6 +29,7 @@ PATH = "deep/a b'$(x)"
 # What sshd would do with the last word, for a key that is tied to the server.
 _SSH = """#!/bin/sh
 for word; do :; done
+echo $$ >> "$MODELS/../conversations"
 SSH_ORIGINAL_COMMAND="$word" exec sh "$SERVE" "$MODELS" /nowhere
 """
 
@@ -59,22 +62,40 @@ class Scene:
             limit_kib_s=limit_kib_s,
         )
 
+    def lane(self, limit_kib_s: int | None = None) -> Command:
+        keys = Keys(private="/k", known_hosts="/h", connections=str(self.folder / "sockets"))
+        return ranges.lane(self.place, ROAD, keys, limit_kib_s=limit_kib_s)
+
     def pull(
         self, start: int, end: int, limit_kib_s: int | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        keys = Keys(private="/k", known_hosts="/h", connections=str(self.folder / "sockets"))
-        return self.run(ranges.pull(self.wanted(start, end, limit_kib_s), ROAD, keys))
+        return self.run(self.lane(limit_kib_s), ranges.asked(self.wanted(start, end)))
 
-    def run(
-        self, command: Command, stdin: bytes | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        env = {
+    @property
+    def env(self) -> dict[str, str]:
+        return {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "SERVE": str(self.folder / "serve.sh"),
             "MODELS": str(self.folder / "one"),
         }
+
+    def run(
+        self, command: Command, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         given = command.stdin if stdin is None else stdin
-        return subprocess.run(command.argv, input=given, env=env, capture_output=True, timeout=60)
+        return subprocess.run(
+            command.argv, input=given, env=self.env, capture_output=True, timeout=60
+        )
+
+    def opened(self, limit_kib_s: int | None = None) -> subprocess.Popen[bytes]:
+        """A conversation that goes on."""
+        pipe = subprocess.PIPE
+        argv = self.lane(limit_kib_s).argv
+        return subprocess.Popen(argv, env=self.env, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def conversations(self) -> list[int]:
+        """Their processes, of which each began one with the source."""
+        return [int(line) for line in (self.folder / "conversations").read_text().split()]
 
     def came(self) -> list[tuple[int, int]]:
         look = model_files.look(self.place.root, "Tiny")
@@ -109,12 +130,13 @@ def test_a_file_comes_in_ranges_in_any_order_and_is_put_together(scene: Scene) -
     size = len(CONTENT)
     last = scene.pull(16 * MiB, size)
     assert (last.returncode, last.stderr) == (0, b"")
-    steps = [ranges.progress(line) for line in last.stdout.decode().splitlines()]
-    assert steps[-1] == size - 16 * MiB
+    *steps, end = last.stdout.decode().splitlines()
+    assert ranges.progress(steps[-1]) == size - 16 * MiB
+    assert ranges.whole(end) == 7
     assert scene.came() == [(16 * MiB, size)]
     assert not (scene.incoming / PATH).exists()
     first = scene.pull(0, 16 * MiB)
-    assert first.stdout.endswith(f"came {16 * MiB}\n".encode())
+    assert first.stdout.endswith(f"came {16 * MiB}\nwhole 7\n".encode())
     assert scene.came() == [(0, size)]
     assert scene.put_together() == hashlib.sha256(CONTENT).hexdigest()
     assert (scene.incoming / PATH).read_bytes() == CONTENT
@@ -127,8 +149,8 @@ def test_a_range_goes_on_where_it_was_cut(scene: Scene) -> None:
     scene.pull(0, 8 * MiB)
     assert scene.run(ranges.where(scene.wanted(0, 16 * MiB))).stdout == f"{8 * MiB}\n".encode()
     rest = scene.pull(0, 16 * MiB)
-    assert rest.stdout.endswith(f"came {8 * MiB}\n".encode())
-    assert scene.pull(0, 16 * MiB).stdout == b""
+    assert rest.stdout.endswith(f"came {8 * MiB}\nwhole 7\n".encode())
+    assert scene.pull(0, 16 * MiB).stdout == b"whole 7\n"
     assert scene.came() == [(0, 16 * MiB)]
 
 
@@ -181,30 +203,82 @@ def test_a_range_that_another_run_still_writes_is_ended_first(scene: Scene) -> N
     assert list(pulls.iterdir()) == []
 
 
+def test_one_conversation_brings_range_after_range(scene: Scene) -> None:
+    other = replace(scene.wanted(0, 9), number=8, path="x y ")
+    (scene.source / "x y ").write_bytes(b"nine bytes and more")
+    first, last = scene.wanted(0, 16 * MiB), scene.wanted(16 * MiB, len(CONTENT))
+    with scene.opened() as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        for wanted in (last, other, first):
+            one.stdin.write(ranges.asked(wanted))
+            one.stdin.flush()
+            while ranges.whole(one.stdout.readline().decode().strip()) is None:
+                pass
+        one.stdin.close()
+        assert one.wait(10) == 0
+    assert len(scene.conversations()) == 1
+    assert scene.put_together() == hashlib.sha256(CONTENT).hexdigest()
+    grown = scene.incoming / ranges.GROWING / "x y "
+    assert grown.read_bytes() == b"nine byte"
+    assert list((scene.incoming / ".vllmdeploy/pulls").iterdir()) == []
+    assert list((scene.folder / "sockets").iterdir()) == []
+
+
+@pytest.mark.parametrize("who", ["asker", "lane", "source"])
+def test_when_one_of_them_is_killed_all_end(scene: Scene, who: str) -> None:
+    with scene.opened() as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        one.stdin.write(ranges.asked(scene.wanted(0, MiB)))
+        one.stdin.flush()
+        while ranges.whole(one.stdout.readline().decode().strip()) is None:
+            pass
+        (source,) = scene.conversations()
+        if who == "asker":
+            one.stdin.close()
+        elif who == "lane":
+            children = Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
+            for pid in map(int, children):
+                if pid != source:
+                    os.kill(pid, signal.SIGKILL)
+        else:
+            os.kill(source, signal.SIGKILL)
+            one.stdin.write(ranges.asked(scene.wanted(MiB, 2 * MiB)))
+            one.stdin.close()
+        assert (one.wait(10) == 0) == (who == "asker")
+    until("the source's end", lambda: not Path(f"/proc/{source}").exists(), limit_s=10)
+    assert scene.came() == [(0, MiB)]
+
+
 @pytest.mark.parametrize(
-    ("words", "path"),
+    ("words", "asked"),
     [
-        ("vllmdeploy-range Tiny 0 5", "../Other/secret"),
-        ("vllmdeploy-range Tiny 0 5", "/etc/passwd"),
-        ("vllmdeploy-range Tiny 0 5", "deep/../../Other/secret"),
-        ("vllmdeploy-range Tiny 0 5", "out"),
-        ("vllmdeploy-range Tiny 0 5", "none"),
-        ("vllmdeploy-range Tiny 0 5", "deep"),
-        ("vllmdeploy-range .. 0 5", "one/Tiny/x"),
-        ("vllmdeploy-range ../one 0 5", "x"),
-        ("vllmdeploy-range Link 0 5", "secret"),
-        ("vllmdeploy-range Tiny 1 5", "x"),
-        ("vllmdeploy-range Tiny 08 5", "x"),
-        ("vllmdeploy-range Tiny 0 99999999999999999999", "x"),
-        ("vllmdeploy-range Tiny 0 $(id)", "x"),
-        ("vllmdeploy-range Tiny 0", "x"),
-        ("vllmdeploy-range Tiny 0 5 6", "x"),
-        ("vllmdeploy-range", "x"),
-        ("vllmdeploy-range Tiny 0 6", "x"),
+        ("vllmdeploy-ranges Tiny", "0 5 ../Other/secret"),
+        ("vllmdeploy-ranges Tiny", "0 5 /etc/passwd"),
+        ("vllmdeploy-ranges Tiny", "0 5 deep/../../Other/secret"),
+        ("vllmdeploy-ranges Tiny", "0 5 out"),
+        ("vllmdeploy-ranges Tiny", "0 5 none"),
+        ("vllmdeploy-ranges Tiny", "0 5 deep"),
+        ("vllmdeploy-ranges Tiny", "0 5 "),
+        ("vllmdeploy-ranges Tiny", "1 5 x"),
+        ("vllmdeploy-ranges Tiny", "08 5 x"),
+        ("vllmdeploy-ranges Tiny", "0 99999999999999999999 x"),
+        ("vllmdeploy-ranges Tiny", "0 $(id) x"),
+        ("vllmdeploy-ranges Tiny", "0  x"),
+        ("vllmdeploy-ranges Tiny", "0 x"),
+        ("vllmdeploy-ranges Tiny", "x"),
+        ("vllmdeploy-ranges Tiny", ""),
+        ("vllmdeploy-ranges Tiny", "0 6 x"),
+        ("vllmdeploy-ranges ..", "0 5 one/Tiny/x"),
+        ("vllmdeploy-ranges ../one", "0 5 x"),
+        ("vllmdeploy-ranges Link", "0 5 secret"),
+        ("vllmdeploy-ranges Tiny 0 5", "0 5 x"),
+        ("vllmdeploy-ranges", "0 5 x"),
     ],
 )
 def test_nothing_but_ranges_of_a_models_own_files_is_given(
-    scene: Scene, words: str, path: str
+    scene: Scene, words: str, asked: str
 ) -> None:
     (scene.source / "x").write_bytes(b"fives")
     (scene.folder / "one/Other").mkdir()
@@ -213,32 +287,46 @@ def test_nothing_but_ranges_of_a_models_own_files_is_given(
     (scene.folder / "one/Link").symlink_to("Other")
     serve = ("sh", str(scene.folder / "serve.sh"), str(scene.folder / "one"), "/nowhere")
 
-    def asked(words: str, path: str) -> subprocess.CompletedProcess[bytes]:
+    def ask(words: str, asked: str) -> subprocess.CompletedProcess[bytes]:
         env = {"PATH": os.environ["PATH"], "SSH_ORIGINAL_COMMAND": words}
-        return subprocess.run(serve, input=f"{path}\n".encode(), env=env, capture_output=True)
+        return subprocess.run(serve, input=f"{asked}\n".encode(), env=env, capture_output=True)
 
-    assert asked("vllmdeploy-range Tiny 0 5", "x").stdout == b"fives"
-    refused = asked(words, path)
+    assert ask("vllmdeploy-ranges Tiny", "0 5 x\n0 3 x").stdout == b"fivesfiv"
+    refused = ask(words, asked)
     assert (refused.returncode, refused.stdout) == (1, b"")
     assert b"vllmdeploy: refused" in refused.stderr
 
 
+def test_a_model_that_gets_its_name_meanwhile_is_given_on(scene: Scene) -> None:
+    incoming = scene.folder / "one/.incoming"
+    incoming.mkdir()
+    (scene.folder / "one/Tiny").rename(incoming / "Tiny")
+    with scene.opened() as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        for number in range(2):
+            wanted = scene.wanted(number * MiB, (number + 1) * MiB)
+            one.stdin.write(ranges.asked(wanted))
+            one.stdin.flush()
+            while ranges.whole(one.stdout.readline().decode().strip()) is None:
+                pass
+            if number == 0:
+                (incoming / "Tiny").rename(scene.folder / "one/Tiny")
+        one.stdin.close()
+        assert one.wait(10) == 0
+    assert scene.came() == [(0, 2 * MiB)]
+
+
 def test_a_path_with_a_newline_is_not_a_second_question(scene: Scene) -> None:
-    (scene.source / "x").write_bytes(b"fives")
-    wanted = Range(place=scene.place, number=1, path="none\nx", start=0, end=5)
-    keys = Keys(private="/k", known_hosts="/h", connections=str(scene.folder / "sockets"))
-    assert scene.run(ranges.pull(wanted, ROAD, keys)).returncode == 1
+    with pytest.raises(ValueError, match="two lines"):
+        ranges.asked(replace(scene.wanted(0, 5), path="none\nx"))
 
 
 def test_the_writer_itself_is_ended_by_the_next_one(scene: Scene) -> None:
-    keys = Keys(private="/k", known_hosts="/h", connections=str(scene.folder / "sockets"))
-    slow = ranges.pull(scene.wanted(0, 16 * MiB, limit_kib_s=1024), ROAD, keys)
-    env = {
-        "PATH": f"{scene.folder}/bin:{os.environ['PATH']}",
-        "SERVE": str(scene.folder / "serve.sh"),
-        "MODELS": str(scene.folder / "one"),
-    }
-    with subprocess.Popen(slow.argv, env=env, stdout=subprocess.PIPE) as first:
+    with scene.opened(limit_kib_s=1024) as first:
+        assert first.stdin is not None
+        first.stdin.write(ranges.asked(scene.wanted(0, 16 * MiB)))
+        first.stdin.flush()
         assert first.stdout is not None
         first.stdout.readline()
         assert scene.pull(0, 16 * MiB).returncode == 0
@@ -248,17 +336,11 @@ def test_the_writer_itself_is_ended_by_the_next_one(scene: Scene) -> None:
 
 def test_what_came_before_a_kill_is_noted_and_a_silent_source_is_let_go(scene: Scene) -> None:
     (scene.folder / "serve.sh").write_text("head -c 5000000 /dev/zero; exec sleep 60\n")
-    keys = Keys(private="/k", known_hosts="/h", connections=str(scene.folder / "sockets"))
-    pull = ranges.pull(scene.wanted(0, 16 * MiB), ROAD, keys)
-    env = {
-        "PATH": f"{scene.folder}/bin:{os.environ['PATH']}",
-        "SERVE": str(scene.folder / "serve.sh"),
-        "MODELS": str(scene.folder / "one"),
-    }
     whole_blocks = 5_000_000 // 65536 * 65536
-    with subprocess.Popen(
-        pull.argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as one:
+    with scene.opened() as one:
+        assert one.stdin is not None
+        one.stdin.write(ranges.asked(scene.wanted(0, 16 * MiB)))
+        one.stdin.flush()
         assert one.stdout is not None
         assert one.stdout.readline() == f"came {whole_blocks}\n".encode()
         taker = (scene.incoming / ".vllmdeploy/pulls/7.pid").read_text().strip()

@@ -7,7 +7,7 @@ import selectors
 import time
 
 from vllmdeploy.core.command import Command, Result
-from vllmdeploy.effects.shell import Feed, OnLine, Take
+from vllmdeploy.effects.shell import Feed, Inbox, OnLine, Take
 from vllmdeploy.effects.ssh_library import paramiko
 from vllmdeploy.effects.streams import Passed, Stream
 from vllmdeploy.effects.wrap import KILL_GRACE_S, Between, program
@@ -63,6 +63,8 @@ class Exchange:
         """Until both streams have had their last word (True), or the session or time is over."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._channel.fileno(), selectors.EVENT_READ)
+            if isinstance(self._feed, Inbox):
+                selector.register(self._feed.fileno(), selectors.EVENT_READ)
             while not self.overdue:
                 over = self._channel.eof_received or self._channel.closed
                 moved = self._receive()
@@ -72,8 +74,13 @@ class Exchange:
                 if over and not moved:
                     return False
                 if not self._send() and not moved:
-                    selector.select(_STALLED_S if self._unsent or self._feed else _GLANCE_S)
+                    selector.select(_STALLED_S if self._may_stall else _GLANCE_S)
         return False
+
+    @property
+    def _may_stall(self) -> bool:
+        """Whether there is something to send, or may be without an event."""
+        return bool(self._unsent or (self._feed and not isinstance(self._feed, Inbox)))
 
     def result(self, *, timed_out: bool = False) -> Result:
         status = self._out.status

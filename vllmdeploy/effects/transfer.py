@@ -11,6 +11,7 @@ from vllmdeploy.effects.execute import Stop
 from vllmdeploy.effects.transfer_events import Again, OnSyncEvent, Rate, progress
 from vllmdeploy.effects.transfer_freight import Arrival, Freight, Party, is_final
 from vllmdeploy.effects.transfer_hosts import Hosts, Work
+from vllmdeploy.effects.transfer_lanes import Lanes
 from vllmdeploy.effects.transfer_news import News, Told
 from vllmdeploy.effects.transfer_pull import fetch
 from vllmdeploy.effects.transfer_ranges import ShortSource, put_together
@@ -36,6 +37,7 @@ class Distribution:
     _swarm: Swarm = field(init=False)
     _hosts: Hosts = field(init=False)
     _news: News = field(default_factory=News)
+    _lanes: Lanes = field(default_factory=Lanes)
     _sources: dict[str, Party] = field(default_factory=dict[str, Party])
     _over: dict[int, int] = field(default_factory=dict[int, int])
     _begun: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
@@ -73,6 +75,8 @@ class Distribution:
         except BaseException:
             self.stop.event.set()
             raise
+        finally:
+            self._lanes.end()
         self._tell(always=True)
         return self._hosts.errors
 
@@ -132,6 +136,7 @@ class Distribution:
             self._party(transfer.target),
             self.freight,
             arrival,
+            self._lanes,
             resumes=key in self._begun or self._hosts.partly(transfer.target),
             checksum=key in self._doubted,
         )

@@ -14,6 +14,7 @@ from vllmdeploy.effects.transfer_freight import (
     checked,
     no_room,
 )
+from vllmdeploy.effects.transfer_lanes import Lanes
 from vllmdeploy.effects.transfer_pipe import through
 from vllmdeploy.errors import CommandFailed
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
@@ -28,6 +29,7 @@ def fetch(
     target: Party,
     freight: Freight,
     arrival: Arrival,
+    lanes: Lanes,
     *,
     resumes: bool,
     checksum: bool,
@@ -35,7 +37,7 @@ def fetch(
     """The files of the piece that are not what the manifest says, after it has come over. Of a
     range nothing is said before its file is whole."""
     if transfer.piece.start is not None:
-        transfer_ranges.fetch(transfer, source, target, freight, arrival)
+        transfer_ranges.fetch(transfer, source, target, freight, arrival, lanes)
         return ()
     if transfer.relayed:
         _relay(transfer.piece, source, target, freight, arrival, anew=checksum)

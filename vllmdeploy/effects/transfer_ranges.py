@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllmdeploy.core.command import check
+from vllmdeploy.core.command import Command, check
 from vllmdeploy.effects.transfer_freight import (
     Arrival,
     DiskFull,
@@ -11,6 +11,7 @@ from vllmdeploy.effects.transfer_freight import (
     checked,
     no_room,
 )
+from vllmdeploy.effects.transfer_lanes import Lanes
 from vllmdeploy.effects.transfer_pipe import through
 from vllmdeploy.errors import CommandFailed
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
@@ -23,9 +24,7 @@ class ShortSource(CommandFailed):
     """The source's file is not the one of the manifest: it ends before the range does."""
 
 
-def range_of(
-    piece: Piece, place: ModelPlace, limit_kib_s: int | None, *, connection: str = ""
-) -> Range:
+def range_of(piece: Piece, place: ModelPlace, limit_kib_s: int | None) -> Range:
     start = piece.start or 0
     return Range(
         place=place,
@@ -34,34 +33,41 @@ def range_of(
         start=start,
         end=start + piece.size,
         limit_kib_s=limit_kib_s,
-        connection=connection,
     )
 
 
 def fetch(
-    transfer: Transfer, source: Party, target: Party, freight: Freight, arrival: Arrival
+    transfer: Transfer,
+    source: Party,
+    target: Party,
+    freight: Freight,
+    arrival: Arrival,
+    lanes: Lanes,
 ) -> None:
-    place = freight.place_on(target)
-    connection = f"{source.name} {target.name} {transfer.stream} {place.incoming}"
-    wanted = range_of(transfer.piece, place, freight.limit_kib_s, connection=connection)
+    wanted = range_of(transfer.piece, freight.place_on(target), freight.limit_kib_s)
     if transfer.relayed:
         _relay(wanted, source, target, freight, arrival)
-    else:
-        _pull(wanted, source, target, arrival)
-
-
-def _pull(wanted: Range, source: Party, target: Party, arrival: Arrival) -> None:
+        return
     road = source.member.road
     if road is None:
         raise ValueError(f"{source.name} cannot be read from directly")
-    access = target.member.access
-    command = access.of(ranges.pull(wanted, road, sync_keys.keys(access.layout)))
-    result = target.shell.run(command, on_line=arrival.line)
+
+    def begin() -> Command:
+        access, place = target.member.access, wanted.place
+        connection = f"{source.name} {target.name} {transfer.stream} {place.incoming}"
+        keys = sync_keys.keys(access.layout)
+        limit = wanted.limit_kib_s
+        return access.of(ranges.lane(place, road, keys, connection=connection, limit_kib_s=limit))
+
+    result = lanes.bring(target.shell, source.name, begin, wanted, arrival.line)
+    if result is None:
+        return
     doing = f"fetching a part of {wanted.path} from {source.name}"
     if ranges.SHORT in result.output:
         text = f"{wanted.path} {ranges.SHORT}"
         raise ShortSource(source.name, "dd", result.status, text, doing=doing)
     checked(target, result, doing, shown="dd")
+    raise CommandFailed(target.name, "dd", result.status, "it ended too early", doing=doing)
 
 
 def _relay(wanted: Range, source: Party, target: Party, freight: Freight, arrival: Arrival) -> None:

@@ -43,6 +43,7 @@ class Swarm:
     _numbers: count[int] = field(default_factory=count)
     _ranges: dict[int, int] = field(init=False)
     _files: dict[str, int] = field(init=False)
+    _waiting: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _made: list[tuple[str, Piece]] = field(default_factory=list[tuple[str, Piece]])
 
     def __post_init__(self) -> None:
@@ -156,6 +157,7 @@ class Swarm:
                 ranges = self._ranges[transfer.piece.number]
                 target.has, target.spared = target.has | ranges, target.spared & ~ranges
             elif transfer.piece.start is not None:
+                self._waiting.setdefault(transfer.target, []).append(transfer.source)
                 self._if_all_came(target, self._files[transfer.piece.paths[0]])
             for peer in (target, self.peers[transfer.source]):
                 peer.strikes, peer.rests_until = 0, 0.0
@@ -240,13 +242,27 @@ class Swarm:
             lanes=self.lanes,
             relays=self.relays,
             barred=lambda source, target: self._barred.get((source, target), (0.0, 0))[0] > now,
+            goes_on=self._goes_on,
         )
+
+    def _goes_on(self, source: str, target: str, number: int) -> bool:
+        """Ranges come in conversations; whoever sent the last one can send the next at once."""
+        is_range = self.pieces[number].start is not None
+        return is_range and source in self._waiting.get(target, ())
 
     def _start(self, books: Books, source: str, target: str, number: int, now: float) -> Transfer:
         piece = self.pieces[number]
         relayed = not (self.peers[source].direct and self.peers[target].direct)
         stream = self._free_stream(source, target)
-        transfer = Transfer(next(self._numbers), piece, source, target, now, relayed, stream)
+        goes_on = self._goes_on(source, target, number)
+        transfer = Transfer(
+            next(self._numbers), piece, source, target, now, relayed, stream, goes_on
+        )
+        waiting = self._waiting.get(target, [])
+        if goes_on:
+            waiting.remove(source)
+        # What waits for long is ended (`effects.transfer_lanes`).
+        del waiting[: -self.lanes]
         self._running[transfer.number] = _Running(transfer, now)
         self.peers[target].arriving |= piece.bit
         books.started(transfer)

@@ -10,7 +10,7 @@ from vllmdeploy.plan.transfer_pieces import Transfer
 # Streams at one end, counting those that are too slow to fill their lane.
 _MOST_STREAMS = 6
 
-Rank = tuple[int, float, int, int, int, float, int]
+Rank = tuple[int, float, bool, int, int, int, float, int]
 
 
 class Books:
@@ -18,6 +18,7 @@ class Books:
 
     `running`: how much of a lane each transfer takes. `relays`: how many at once may go through
     the control machine. `barred`: whether this source and this target are kept apart for now.
+    `goes_on`: whether a conversation of theirs waits for this piece, which then costs no beginning.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class Books:
         lanes: int,
         relays: int,
         barred: Callable[[str, str], bool],
+        goes_on: Callable[[str, str, int], bool],
     ) -> None:
-        self._peers, self._barred = peers, barred
+        self._peers, self._barred, self._goes_on = peers, barred, goes_on
         self._now, self._everything = now, everything
         self._lanes, self._most_relays = lanes, relays
         self._up: dict[str, float] = {}
@@ -91,6 +93,7 @@ class Books:
                 return (
                     giver.strikes + self._doubts.get(source, 0),
                     self._down.get(target, 0.0),
+                    not self._goes_on(source, target, number),
                     giver.has.bit_count(),
                     copies,
                     (taker.has | taker.arriving).bit_count(),

@@ -13,9 +13,9 @@ _LEAST_BYTES, _MOST_BYTES = 1024 * 1024, 32 * 1024 * 1024
 _PIECES = 64
 _TOGETHER_FILES = 2000
 # A file of two such ranges or more moves in ranges: a host sends on what it has of it, long before
-# it has all. More of them would bring nothing but work for those who start them, a tenth of a
-# second each time, which on a fast line is much.
-_LEAST_RANGE, _RANGES = 16 * 1024 * 1024, 100
+# it has all. The smaller they are, the sooner every host has something to send on; each costs both
+# ends a program or two.
+_LEAST_RANGE, _RANGES = 8 * 1024 * 1024, 200
 _ALIGNED = 1024 * 1024
 
 
@@ -43,7 +43,8 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """`relayed`: through the control machine, because these two cannot do it alone. `stream`: which
-    of the connections between the two, of which each carries one transfer after another."""
+    of the connections between the two, of which each carries one transfer after another. `goes_on`:
+    their last one was a range, and so is this one."""
 
     number: int
     piece: Piece
@@ -52,6 +53,7 @@ class Transfer:
     since: float
     relayed: bool = False
     stream: int = 0
+    goes_on: bool = False
 
 
 def pieces_of(manifest: Manifest) -> tuple[Piece, ...]:

@@ -21,13 +21,13 @@ _BLOCK = 65536
 _NOTED_EVERY_S, _SILENT_S = 1, 30
 _SILENT_TIMES = round(_SILENT_S / _NOTED_EVERY_S)
 _MOST_STEP = 64 * 1024 * 1024
-_PROGRESS = re.compile(r"came (\d+)")
+_PROGRESS, _WHOLE = re.compile(r"came (\d+)"), re.compile(r"whole (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Bytes of one file on their way, from `start` to before `end`. `number`, `connection`: as
-    with `rsync.Pull`."""
+    """Bytes of one file on their way, from `start` to before `end`. `number`: as with
+    `rsync.Pull`."""
 
     place: ModelPlace
     number: int
@@ -35,33 +35,32 @@ class Range:
     start: int
     end: int
     limit_kib_s: int | None = None
-    connection: str = ""
 
 
-# $at, $end, $step (0: in one go), $pace (KiB/s, 0 for none), $data, $came: reads the bytes on its
-# stdin. What has come is noted as it comes, by where dd stands in the file: a step that is cut goes
-# on from there. What a crash left noted but unwritten, the file's hash finds.
+# $1 the incoming folder, $2 the most to read in one go (0: all), $3 KiB/s (0: no limit). Then a
+# range is $number, $path, from $at to before $end, and its bytes are on descriptor 3. What has come
+# is noted as it comes, by where dd stands in the file: a range that is cut goes on from there. What
+# a crash left noted but unwritten, the file's hash finds.
 _TAKE = (
     """
 umask 022; export LC_ALL=C
-own=.vllmdeploy/pulls/$2
 cd -P -- "$1" 2>/dev/null || { mkdir -p "$1" && cd -P -- "$1"; } || exit 1
+[ -d .vllmdeploy/pulls ] || mkdir -p .vllmdeploy/pulls || exit 1
+step=$2 pace=$3
+shift 3
+mine=.vllmdeploy/pulls/by.$$
+trap 'rm -f "$mine".*' EXIT
+ends_stale() {
 """
     + ENDS_STALE_PULL
     + f"""
-mine=$own.$$
-trap 'rm -f "$mine".*' EXIT
-path=$3 at=$4 end=$5 step=$6 pace=$7
-shift 7
-data={GROWING}/$path came={CAME}/$path
-[ -d "${{data%/*}}" ] && [ -d "${{came%/*}}" ] && [ -d "${{own%/*}}" ] ||
-  mkdir -p "${{data%/*}}" "${{came%/*}}" "${{own%/*}}" || exit 1
+}}
 clock() {{ read -r now rest < /proc/uptime; now=${{now%.*}}${{now#*.}}; }}
 note() {{ printf '%s %s\\n' "$at" "$1" >> "$came" && echo "came $((at + $1 - begun))"; }}
 # $1 dd: its second descriptor is where the file is written.
 watch() {{
   seen=$at silent=0
-  while sleep {_NOTED_EVERY_S} >&- 3<&-; do
+  while sleep {_NOTED_EVERY_S} >&-; do
     read -r name position < "/proc/$1/fdinfo/1" || exit 0
     if [ "$position" -gt "$seen" ]; then
       seen=$position silent=0
@@ -73,28 +72,39 @@ watch() {{
     fi
   done 2>/dev/null
 }}
-stop() {{
-  kill $writer $watcher "$(cat "$mine.ssh" 2>/dev/null)" 2>/dev/null
-  rm -f "$own.pid"
+# A source that is silent would keep an ssh for ever that nobody listens to any more.
+stop() {{ kill $writer $watcher "$(cat "$mine.ssh" 2>/dev/null)" 2>/dev/null; }}
+begin() {{
+  exec 3<&0
+  served= writer= watcher=
+  read -r me rest < /proc/self/stat
+  trap 'rm -f $served' EXIT
+  trap 'stop; exit 143' TERM
+}}
+# Only one writes a range. The file that says who is emptied when it has come, and goes at the end.
+claim() {{
+  own=.vllmdeploy/pulls/$number data={GROWING}/$path came={CAME}/$path
+  [ -d "${{data%/*}}" ] && [ -d "${{came%/*}}" ] ||
+    mkdir -p "${{data%/*}}" "${{came%/*}}" || return 1
+  ends_stale
+  served="$served $own.pid"
+  echo "$me" > "$own.pid"
 }}
 take() {{
-  exec 3<&0
-  writer= watcher=
-  trap 'stop; exit 143' TERM
   begun=$at
   while [ "$at" -lt "$end" ]; do
     part=$((end - at))
     [ "$step" = 0 ] || [ "$part" -le "$step" ] || part=$step
     clock; before=$now
     : > "$mine.said"
-    dd bs={_BLOCK} count=$(((part + {_BLOCK - 1}) / {_BLOCK})) iflag=fullblock \\
-      of="$data" seek=$((at / {_BLOCK})) conv=notrunc <&3 2>>"$mine.said" &
+    dd bs={_BLOCK} count="$part" iflag=fullblock,count_bytes \\
+      of="$data" seek=$((at / {_BLOCK})) conv=notrunc <&3 2>>"$mine.said" 4<&- 5<&- &
     writer=$!
-    watch $writer <&- &
+    watch $writer <&- 3<&- 4<&- 5<&- &
     watcher=$!
     wait $writer
     kill $watcher 2>/dev/null; wait $watcher 2>/dev/null
-    said=
+    writer= watcher= said=
     while IFS= read -r line; do said=$line; done < "$mine.said"
     got=${{said%% *}}
     case $got in "" | *[!0-9]*) got=0;; esac
@@ -110,61 +120,101 @@ take() {{
     [ "$left" -le 0 ] || sleep "$((left / 100)).$(printf %02d $((left % 100)))"
   done
 }}
-# A source that is silent would keep an ssh for ever that nobody listens to any more.
-take_or_stop() {{ take; status=$?; [ $status = 0 ] || stop; rm -f "$own.pid"; exit $status; }}
-# $1 its process, which is the one to end.
-awaited() {{ echo "$1" > "$own.pid"; wait "$1"; }}
 """
 )
 
 # What came of it in an earlier try stands in the order in which it came; dd writes whole blocks.
 _GO_ON = f"""
-[ ! -f "$came" ] || at=$(awk -v at="$at" '$1 <= at && $1 + $2 > at {{ at = $1 + $2 }}
-  END {{ printf "%.0f", at }}' "$came")
-[ "$at" -ge "$end" ] || at=$((at / {_BLOCK} * {_BLOCK}))
+go_on() {{
+  [ ! -f "$came" ] || at=$(awk -v at="$at" '$1 <= at && $1 + $2 > at {{ at = $1 + $2 }}
+    END {{ printf "%.0f", at }}' "$came")
+  [ "$at" -ge "$end" ] || at=$((at / {_BLOCK} * {_BLOCK}))
+}}
 """
 
-# $1 ssh's words, $2 the folder of its sockets, $3 the source's address, $4 the model's name.
-# The connection outlives the pull that made it, so it may not stand in the folder.
-_PULL = (
+# $1 ssh's words, $2 the folder of its sockets, $3 the source's address, $4 the model's name. On
+# stdin NUMBER START END PATH of each range that is wanted; between two the source waits. When the
+# one who asks is gone, or the source is, all of it ends: every end holds a pipe of the others.
+_LANE = (
     _TAKE
     + _GO_ON
     + KEEPS_MEMORY
     + """
 [ -d "$2" ] || mkdir -p -m 700 "$2" || exit 1
+asks=$2/asks.$$
+trap 'rm -f "$mine".* "$asks"' EXIT
+mkfifo -m 600 "$asks" || exit 1
 ask() {
   exec sh -c 'echo $$ > "$1" && cd / && words=$2 && shift 2 && eval "exec $words \\"\\$@\\""' ssh \\
-    "$mine.ssh" "$1" "$3" "vllmdeploy-range $4 $at $((end - at))"
+    "$mine.ssh" "$1" "$3" "vllmdeploy-ranges $4"
 }
-[ "$at" -lt "$end" ] || exit 0
-printf '%s\\n' "$path" | (ask "$@") 2>"$mine.err" | take_or_stop &
-awaited $!
+serve() {
+  begin
+  while IFS= read -r line <&4; do
+    number=${line%% *} line=${line#* }
+    at=${line%% *} line=${line#* }
+    end=${line%% *} path=${line#* }
+    claim || exit 1
+    go_on
+    if [ "$at" -lt "$end" ]; then
+      printf '%s %s %s\\n' "$at" $((end - at)) "$path" >&5 && take || { stop; exit 1; }
+    fi
+    : > "$own.pid"
+    echo "whole $number"
+  done
+}
+exec 4<&0 5<>"$asks"
+ask "$@" < "$asks" 2>"$mine.err" 4<&- 5<&- | serve &
+exec 4<&- 5<&-
+wait $!
 status=$?
-[ ! -s "$mine.err" ] || cat "$mine.err" >&2
+[ $status = 0 ] || [ ! -s "$mine.err" ] || cat "$mine.err" >&2
 exit $status
 """
 )
 
 
-def _words(wanted: Range, start: int) -> tuple[str, ...]:
-    pace = wanted.limit_kib_s or 0
+def _paced(place: ModelPlace, limit_kib_s: int | None) -> tuple[str, ...]:
+    pace = limit_kib_s or 0
     step = max(_BLOCK, min(_MOST_STEP, pace * 512 // _BLOCK * _BLOCK)) if pace else 0
-    place = wanted.place
-    numbers = (start, wanted.end, step, pace)
-    return (place.incoming, str(wanted.number), wanted.path, *map(str, numbers))
+    return (place.incoming, str(step), str(pace))
 
 
-def pull(wanted: Range, road: Road, keys: Keys) -> Command:
-    """Asks the source for what is still lacking of the range, and says how far it is."""
-    ssh = transport(road, keys, wanted.connection)
-    words = (*_words(wanted, wanted.start), ssh, keys.connections, road.ip, wanted.place.name)
-    return script(_PULL, *words, root=True).within(float("inf"))
+def lane(
+    place: ModelPlace, road: Road, keys: Keys, *, connection: str = "", limit_kib_s: int | None
+) -> Command:
+    """Asks one source for ranges, as `asked` says on its stdin, until that ends; says how far each
+    is and when it is whole. `connection`: as with `rsync.Pull`."""
+    words = (transport(road, keys, connection), keys.connections, road.ip, place.name)
+    return script(_LANE, *_paced(place, limit_kib_s), *words, root=True).within(float("inf"))
+
+
+def asked(wanted: Range) -> bytes:
+    """A line for a lane. Of what is there of the range already nothing is asked."""
+    if "\n" in wanted.path:
+        raise ValueError(f"a path of two lines: {wanted.path!r}")
+    line = f"{wanted.number} {wanted.start} {wanted.end} {wanted.path}\n"
+    return line.encode("utf-8", "surrogateescape")
+
+
+_TAKE_ONE = (
+    _TAKE
+    + """
+number=$1 path=$2 at=$3 end=$4
+one() { begin; claim && take || { stop; exit 1; }; }
+exec 4<&0
+one <&4 &
+exec 4<&-
+wait $!
+"""
+)
 
 
 def take(wanted: Range, start: int) -> Command:
-    """The same for bytes that come on stdin."""
-    text = _TAKE + "exec 4<&0; take_or_stop <&4 & exec 4<&-; awaited $!"
-    return script(text, *_words(wanted, start), root=True).within(float("inf"))
+    """The rest of one range, whose bytes come on stdin."""
+    words = (str(wanted.number), wanted.path, str(start), str(wanted.end))
+    first = _paced(wanted.place, wanted.limit_kib_s)
+    return script(_TAKE_ONE, *first, *words, root=True).within(float("inf"))
 
 
 # $1 the folder, $2 the path: where a file is, wherever it is on its way from there to here.
@@ -193,6 +243,7 @@ _WHERE = f"""
 cd -P -- "$1" 2>/dev/null || {{ echo "$3"; exit 0; }}
 came={CAME}/$2 at=$3 end=$4
 {_GO_ON}
+go_on
 echo "$at"
 """
 
@@ -237,4 +288,10 @@ def leftovers(paths: Iterable[str]) -> list[str]:
 def progress(line: str) -> int | None:
     """The bytes that came, of a line of progress."""
     found = _PROGRESS.fullmatch(line)
+    return int(found[1]) if found else None
+
+
+def whole(line: str) -> int | None:
+    """The number of a range that has come, of what a lane says."""
+    found = _WHOLE.fullmatch(line)
     return int(found[1]) if found else None

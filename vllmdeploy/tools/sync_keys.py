@@ -105,25 +105,30 @@ enter() {
   esac
 }
 set -- ${SSH_ORIGINAL_COMMAND-}
-if [ "${1-}" = vllmdeploy-range ]; then
-  [ $# = 4 ] || refuse "a range"
-  for number in "$3" "$4"; do
-    case $number in *[!0-9]* | 0?* | ????????????????*) refuse "a range";; esac
-  done
-  [ $(($3 % 65536)) = 0 ] || refuse "a range"
-  enter "$2"
-  IFS= read -r path || refuse "a name"
-  case /$path/ in *//* | */./* | */../*) refuse "a name";; esac
-  growing "$path"
-  case $(readlink -f -- "$file") in
-    "$here"/*) ;;
-    *) refuse "$path is no file of the model";;
-  esac
-  [ -f "$file" ] && size=$(stat -L -c %s -- "$file") || refuse "$path is no file of the model"
-  [ $(($3 + $4)) -le "$size" ] || refuse "$path """
+if [ "${1-}" = vllmdeploy-ranges ]; then
+  [ $# = 2 ] || refuse "ranges"
+  while IFS= read -r asked; do
+    enter "$2"
+    start=${asked%% *} asked=${asked#* }
+    count=${asked%% *} path=${asked#* }
+    for number in "$start" "$count"; do
+      case $number in "" | *[!0-9]* | 0?* | ????????????????*) refuse "a range";; esac
+    done
+    [ $((start % 65536)) = 0 ] || refuse "a range"
+    case /$path/ in *//* | */./* | */../*) refuse "a name";; esac
+    growing "$path"
+    case $(readlink -f -- "$file") in
+      "$here"/*) ;;
+      *) refuse "$path is no file of the model";;
+    esac
+    [ -f "$file" ] && size=$(stat -L -c %s -- "$file") || refuse "$path is no file of the model"
+    [ $((start + count)) -le "$size" ] || refuse "$path """
     + SHORT
     + """"
-  exec dd if="$file" bs=65536 skip=$(($3 / 65536)) count=$((($4 + 65535) / 65536)) 2>/dev/null
+    dd if="$file" bs=65536 skip=$((start / 65536)) count="$count" iflag=count_bytes 2>/dev/null ||
+      exit 1
+  done
+  exit 0
 fi
 [ "${1-} ${2-} ${3-}" = "rsync --server --sender" ] || refuse "only rsync may read here"
 shift 3

@@ -177,7 +177,8 @@ def _shown_range(job: Job, piece: Piece, name: str, direct: rsync.Road | None) -
     wanted = range_of(piece, job.place, _per_stream(job.options))
     if direct is None:
         return ranges.take(wanted, wanted.start)
-    return ranges.pull(wanted, direct, sync_keys.keys(job.seen[name].member.access.layout))
+    keys = sync_keys.keys(job.seen[name].member.access.layout)
+    return ranges.lane(job.place, direct, keys, limit_kib_s=wanted.limit_kib_s)
 
 
 def _pieces(job: Job) -> tuple[Piece, ...]:

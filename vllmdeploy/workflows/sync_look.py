@@ -141,14 +141,21 @@ def manifest_of(session: Session, seen: Mapping[str, Seen], place: ModelPlace) -
             hint=f"`vllmdeploy model download`, or `vllmdeploy model verify {place.name}` for a "
             "folder that was put there by hand",
         )
-    found = {_read_manifest(session, one, place).digest: one.name for one in ordered}
-    if ordered[0].name != lead and len(found) > 1:
+    if ordered[0].name == lead:
+        return _read_manifest(session, ordered[0], place)
+    manifests: list[Manifest] = []
+    for answer in each(ordered, lambda one: _read_manifest(session, one, place)):
+        if isinstance(answer, VllmdeployError):
+            raise answer
+        manifests.append(answer)
+    found = {one.digest: seen.name for one, seen in zip(manifests, ordered, strict=True)}
+    if len(found) > 1:
         names = ", ".join(sorted(found.values()))
         raise PreflightRefused(
             [f"hosts have different models named {place.name}: {names}"],
             hint=f"`vllmdeploy model remove {place.name}` where it is not the one you want",
         )
-    return _read_manifest(session, ordered[0], place)
+    return manifests[0]
 
 
 def _is_marked(one: Seen, name: str) -> bool:
