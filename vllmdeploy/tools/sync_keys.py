@@ -224,7 +224,8 @@ class Peering:
     host_keys: tuple[str, ...] = ()
 
 
-# The host itself says its keys, over a connection that is trusted already: no one in between.
+# The host itself says its keys, over a connection that is trusted already: no one in between. One
+# key is enough for those who know it, and every further one is a connection with all its sums.
 _PEERING = """
 printf 'user %s\\n' "$(id -un)"
 set -- ${SSH_CONNECTION-}
@@ -233,8 +234,12 @@ printf 'port %s\\n' "$port"
 printf 'rsync %s\\n' "$(rsync --version 2>/dev/null | head -n 1)"
 command -v ssh >/dev/null 2>&1 && echo ssh
 command -v ssh-keygen >/dev/null 2>&1 && echo keygen
-{ ssh-keyscan -T 4 -p "$port" "$ip" || cat /etc/ssh/ssh_host_*_key.pub; } 2>/dev/null |
-  grep -o '\\(ssh\\|ecdsa\\|sk\\)-[a-z0-9@.-]* AAAA[A-Za-z0-9+/=]*' | sed 's/^/key /'
+keys() {
+  ssh-keyscan -T 4 -p "$port" -t ed25519 "$ip" | grep . ||
+    ssh-keyscan -T 4 -p "$port" "$ip" | grep . ||
+    cat /etc/ssh/ssh_host_*_key.pub
+}
+keys 2>/dev/null | grep -o '\\(ssh\\|ecdsa\\|sk\\)-[a-z0-9@.-]* AAAA[A-Za-z0-9+/=]*' | sed 's/^/key /'
 exit 0
 """
 
