@@ -126,8 +126,9 @@ take() {{
 # What came of it in an earlier try stands in the order in which it came; dd writes whole blocks.
 _GO_ON = f"""
 go_on() {{
-  [ ! -f "$came" ] || at=$(awk -v at="$at" '$1 <= at && $1 + $2 > at {{ at = $1 + $2 }}
-    END {{ printf "%.0f", at }}' "$came")
+  [ ! -f "$came" ] || while read -r from count; do
+    [ "$from" -gt "$at" ] || [ $((from + count)) -le "$at" ] || at=$((from + count))
+  done < "$came"
   [ "$at" -ge "$end" ] || at=$((at / {_BLOCK} * {_BLOCK}))
 }}
 """

@@ -98,35 +98,45 @@ enter() {
   cd -P -- "$root/$1" 2>/dev/null || cd -P -- "$root/.incoming/$1" 2>/dev/null \\
     || cd -P -- "$root/$1" 2>/dev/null || cd -P -- "$images/.incoming/$1" 2>/dev/null \\
     || refuse "no model $1 here"
-  here=$(pwd -P)
+  here=$PWD
   case $here in
     "$root/$1" | "$root/.incoming/$1" | "$images/.incoming/$1") ;;
     *) refuse "$1 is a link out of the model folder";;
   esac
 }
+# The file is open as stdin. A program less for every range, where it is no link.
+give() {
+  if [ -L "$file" ]; then where=$(readlink -f -- "$file")
+  else where=$(cd -P -- "${file%/*}" && echo "$PWD/${file##*/}"); fi
+  case $where in
+    "$here"/*) ;;
+    *) refuse "$path is no file of the model";;
+  esac
+  size=$(stat -L -c %s /proc/self/fd/0) && [ $((start + count)) -le "$size" ] || refuse "$path """
+    + SHORT
+    + """"
+  dd bs=65536 skip=$((start / 65536)) count="$count" iflag=count_bytes 2>/dev/null || exit 1
+  given=yes
+}
 set -- ${SSH_ORIGINAL_COMMAND-}
 if [ "${1-}" = vllmdeploy-ranges ]; then
   [ $# = 2 ] || refuse "ranges"
-  while IFS= read -r asked; do
+  exec 4<&0
+  while IFS= read -r asked <&4; do
     enter "$2"
     start=${asked%% *} asked=${asked#* }
-    count=${asked%% *} path=${asked#* }
+    count=${asked%% *} path=${asked#* } given=
     for number in "$start" "$count"; do
       case $number in "" | *[!0-9]* | 0?* | ????????????????*) refuse "a range";; esac
     done
     [ $((start % 65536)) = 0 ] || refuse "a range"
     case /$path/ in *//* | */./* | */../*) refuse "a name";; esac
-    growing "$path"
-    case $(readlink -f -- "$file") in
-      "$here"/*) ;;
-      *) refuse "$path is no file of the model";;
-    esac
-    [ -f "$file" ] && size=$(stat -L -c %s -- "$file") || refuse "$path is no file of the model"
-    [ $((start + count)) -le "$size" ] || refuse "$path """
-    + SHORT
-    + """"
-    dd if="$file" bs=65536 skip=$((start / 65536)) count="$count" iflag=count_bytes 2>/dev/null ||
-      exit 1
+    # A file that has just been put together is in another place when it is opened.
+    for try in 1 2 3; do
+      growing "$path"
+      [ ! -f "$file" ] || { give; } < "$file" && break
+    done
+    [ -n "$given" ] || refuse "$path is no file of the model"
   done
   exit 0
 fi
