@@ -292,14 +292,14 @@ def test_a_model_of_few_files_is_as_quick_as_one_of_many(sizes: list[int], as_fi
     whole = swarm_of(8, sizes)
     seconds = Fluid(rates(8), start_s=0.1, verify_s=0.1).run(whole)
     assert ratio(seconds, sizes) == pytest.approx(as_files, abs=0.02)
-    assert ratio(in_conversations(8).run(swarm_in_ranges(8, sizes)), sizes) < 1.06
+    assert ratio(in_conversations(8).run(swarm_in_ranges(8, sizes)), sizes) < 1.07
 
 
 def test_ranges_to_many_hosts_take_little_more_and_nearly_all_go_on_with_the_last_source() -> None:
     fluid = in_conversations(64)
-    assert ratio(fluid.run(swarm_in_ranges(64, SHARDS)), SHARDS) < 1.11
+    assert ratio(fluid.run(swarm_in_ranges(64, SHARDS)), SHARDS) < 1.12
     assert sum(each.goes_on for each in fluid.sent) > 0.95 * len(fluid.sent)
-    assert fluid.most_up <= 2
+    assert fluid.most_up <= 3
 
 
 def swarm_in_ranges(hosts: int, sizes: list[int]) -> Swarm:

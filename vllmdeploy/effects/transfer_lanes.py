@@ -15,7 +15,7 @@ from vllmdeploy.tools import ranges
 from vllmdeploy.tools.ranges import Range
 
 # A connection has room for eight sessions (`effects.ssh`), and other work on the host needs some.
-_MOST_OPEN = 4
+_MOST_OPEN = 5
 
 
 class Lane:

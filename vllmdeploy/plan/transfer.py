@@ -11,11 +11,18 @@ from vllmdeploy.plan.transfer_books import Books
 from vllmdeploy.plan.transfer_peers import IDLE_WEIGHT, Pace, Peer
 from vllmdeploy.plan.transfer_pieces import Piece, Transfer
 
-# One stream leaves a line idle while the next one starts; two share it and never both start.
-LANES = 2
+# One stream leaves a line idle while the next one starts; two share it and never both start. Of
+# ranges, which are small and begin at once, a third one takes what the other two leave.
+_LANES, _LANES_OF_RANGES = 2, 3
 _RELAYS = 4
 _RETRY_FIRST_S, _RETRY_MOST_S = 1.0, 30.0
 _STRIKES_OUT = 6
+
+
+def lanes_for(pieces: Iterable[Piece]) -> int:
+    """How many streams a host has at once in each direction."""
+    in_ranges = any(piece.start is not None for piece in pieces)
+    return _LANES_OF_RANGES if in_ranges else _LANES
 
 
 @dataclass(slots=True)
@@ -32,7 +39,7 @@ class Swarm:
     """
 
     pieces: Sequence[Piece]
-    lanes: int = LANES
+    lanes: int = 0
     relays: int = _RELAYS
     peers: dict[str, Peer] = field(default_factory=dict[str, Peer])
     pace: Pace = field(default_factory=Pace)
@@ -47,6 +54,7 @@ class Swarm:
     _made: list[tuple[str, Piece]] = field(default_factory=list[tuple[str, Piece]])
 
     def __post_init__(self) -> None:
+        self.lanes = self.lanes or lanes_for(self.pieces)
         of_path: dict[str, int] = {}
         for piece in self.pieces:
             if piece.start is not None:

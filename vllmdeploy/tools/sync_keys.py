@@ -249,7 +249,8 @@ keys() {
     ssh-keyscan -T 4 -p "$port" "$ip" | grep . ||
     cat /etc/ssh/ssh_host_*_key.pub
 }
-keys 2>/dev/null | grep -o '\\(ssh\\|ecdsa\\|sk\\)-[a-z0-9@.-]* AAAA[A-Za-z0-9+/=]*' | sed 's/^/key /'
+keys 2>/dev/null |
+  grep -o '\\(ssh\\|ecdsa\\|sk\\)-[a-z0-9@.-]* AAAA[A-Za-z0-9+/=]*' | sed 's/^/key /'
 exit 0
 """
 

@@ -20,7 +20,7 @@ from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.effects.transfer_ranges import range_of
 from vllmdeploy.errors import CommandFailed, VllmdeployError
 from vllmdeploy.plan.network import AUTO
-from vllmdeploy.plan.transfer import LANES
+from vllmdeploy.plan.transfer import lanes_for
 from vllmdeploy.plan.transfer_pieces import Piece, pieces_of, with_ranges
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
 from vllmdeploy.tools import model_files, ranges, rsync, stores, sync_keys
@@ -159,7 +159,7 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
             number=piece.number,
             paths=piece.paths,
             size=piece.size,
-            limit_kib_s=_per_stream(job.options),
+            limit_kib_s=_per_stream(job),
         )
         receive = rsync.pull(wanted, direct, sync_keys.keys(member.access.layout))
     elif len(piece.paths) == 1:
@@ -174,7 +174,7 @@ def _shown(job: Job, name: str) -> Sequence[tuple[str, Command]]:
 
 
 def _shown_range(job: Job, piece: Piece, name: str, direct: rsync.Road | None) -> Command:
-    wanted = range_of(piece, job.place, _per_stream(job.options))
+    wanted = range_of(piece, job.place, _per_stream(job))
     if direct is None:
         return ranges.take(wanted, wanted.start)
     keys = sync_keys.keys(job.seen[name].member.access.layout)
@@ -190,8 +190,9 @@ def _pieces(job: Job) -> tuple[Piece, ...]:
     return with_ranges(pieces) if helps or any(one and one.came for one in found) else pieces
 
 
-def _per_stream(options: Options) -> int | None:
-    return max(1, options.limit_kib_s // LANES) if options.limit_kib_s else None
+def _per_stream(job: Job) -> int | None:
+    limit = job.options.limit_kib_s
+    return max(1, limit // lanes_for(_pieces(job))) if limit else None
 
 
 def carry_out(
@@ -208,7 +209,7 @@ def carry_out(
     if targets:
         names = (*job.sources, *job.targets)
         job = replace(job, seen=sync_laying.laid(session, job.seen, names, on_step, stop))
-    freight = Freight(place=job.place, manifest=job.manifest, limit_kib_s=_per_stream(job.options))
+    freight = Freight(place=job.place, manifest=job.manifest, limit_kib_s=_per_stream(job))
     pieces = _pieces(job)
     work = HostWork(freight, pieces)
     distribution = Distribution(
