@@ -9,20 +9,11 @@ from itertools import count
 
 from vllmdeploy.plan.transfer_books import Books
 from vllmdeploy.plan.transfer_peers import IDLE_WEIGHT, Pace, Peer
-from vllmdeploy.plan.transfer_pieces import Piece, Transfer
+from vllmdeploy.plan.transfer_pieces import Piece, Transfer, lanes_for
 
-# One stream leaves a line idle while the next one starts; two share it and never both start. Of
-# ranges, which are small and begin at once, a third one takes what the other two leave.
-_LANES, _LANES_OF_RANGES = 2, 3
 _RELAYS = 4
 _RETRY_FIRST_S, _RETRY_MOST_S = 1.0, 30.0
 _STRIKES_OUT = 6
-
-
-def lanes_for(pieces: Iterable[Piece]) -> int:
-    """How many streams a host has at once in each direction."""
-    in_ranges = any(piece.start is not None for piece in pieces)
-    return _LANES_OF_RANGES if in_ranges else _LANES
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllmdeploy.tools.manifest import Manifest, ModelFile
@@ -17,6 +17,9 @@ _TOGETHER_FILES = 2000
 # ends a program or two.
 _LEAST_RANGE, _RANGES = 8 * 1024 * 1024, 200
 _ALIGNED = 1024 * 1024
+# One stream leaves a line idle while the next one starts; two share it and never both start. Of
+# ranges, which are small and begin at once, a third one takes what the other two leave.
+_LANES, _LANES_OF_RANGES = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,12 @@ def with_ranges(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     ]
     whole = [Piece(0, piece.size, piece.paths, in_ranges=True) for piece in big]
     return tuple(replace(piece, number=number) for number, piece in enumerate((*cut, *whole)))
+
+
+def lanes_for(pieces: Iterable[Piece]) -> int:
+    """How many streams a host has at once in each direction."""
+    in_ranges = any(piece.start is not None for piece in pieces)
+    return _LANES_OF_RANGES if in_ranges else _LANES
 
 
 def _cut(piece: Piece, range_size: int) -> list[Piece]:

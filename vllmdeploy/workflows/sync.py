@@ -20,8 +20,7 @@ from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.effects.transfer_ranges import range_of
 from vllmdeploy.errors import CommandFailed, VllmdeployError
 from vllmdeploy.plan.network import AUTO
-from vllmdeploy.plan.transfer import lanes_for
-from vllmdeploy.plan.transfer_pieces import Piece, pieces_of, with_ranges
+from vllmdeploy.plan.transfer_pieces import Piece, lanes_for, pieces_of, with_ranges
 from vllmdeploy.plan.transfer_standing import Stand, Standing, stand
 from vllmdeploy.tools import model_files, ranges, rsync, stores, sync_keys
 from vllmdeploy.tools.manifest import Manifest
