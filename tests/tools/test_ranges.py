@@ -154,6 +154,15 @@ def test_a_range_goes_on_where_it_was_cut(scene: Scene) -> None:
     assert scene.came() == [(0, 16 * MiB)]
 
 
+def test_what_a_crash_left_of_the_notes_is_passed_over(scene: Scene) -> None:
+    scene.pull(0, 8 * MiB)
+    notes = scene.incoming / ranges.CAME / PATH
+    notes.write_bytes(b"\0\0\0\n\nx 5\n5\n" + notes.read_bytes() + b"83\0\0")
+    assert scene.run(ranges.where(scene.wanted(0, 16 * MiB))).stdout == f"{8 * MiB}\n".encode()
+    assert scene.pull(0, 16 * MiB).returncode == 0
+    assert scene.put_together() != ""
+
+
 def test_what_is_growing_is_given_on(scene: Scene) -> None:
     scene.pull(8 * MiB, 16 * MiB)
     third = Scene(scene.folder / "third")

@@ -119,7 +119,7 @@ class Lanes:
 
     def _too_many(self, target: str) -> list[Lane]:
         """The ones that have been idle for longest."""
-        idle = self._idle[target]
+        idle = self._idle.get(target, [])
         count = len(idle) if self._over else max(0, len(idle) + self._busy[target] - _MOST_OPEN)
         ended, self._idle[target] = idle[:count], idle[count:]
         return ended

@@ -123,10 +123,12 @@ take() {{
 """
 )
 
-# What came of it in an earlier try stands in the order in which it came; dd writes whole blocks.
+# What came of it in an earlier try stands in the order in which it came; dd writes whole blocks. A
+# crash may have left anything for a line.
 _GO_ON = f"""
 go_on() {{
   [ ! -f "$came" ] || while read -r from count; do
+    case $from:$count in :* | *: | *[!0-9:]*) continue;; esac
     [ "$from" -gt "$at" ] || [ $((from + count)) -le "$at" ] || at=$((from + count))
   done < "$came"
   [ "$at" -ge "$end" ] || at=$((at / {_BLOCK} * {_BLOCK}))
