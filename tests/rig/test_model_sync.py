@@ -143,9 +143,10 @@ def authorized_keys(host: Host) -> str:
 def test_a_copy_killed_half_way_goes_on_from_there(
     rig: Rig, folder: Path, victim: str, signal: str, targets: int
 ) -> None:
-    """To one host whole files go, to several ranges, of which a fifth of a second may be lost."""
+    """To one host whole files go, to several ranges; of those the last second is lost, of three on
+    their way, which is a twentieth of this model at the most."""
     host, name = rig["plain"], f"Killed-{victim}-{signal}-{targets}"
-    size = (48 * MiB, 128 * MiB)[targets - 1]
+    size = (48 * MiB, 512 * MiB)[targets - 1]
     manifest = model_store.put(rig.head, name, model_store.shards(1, size))
     pair(folder, rig, *(host, rig["sudoer"])[:targets])
     began = received(host)
