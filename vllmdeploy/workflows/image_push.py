@@ -18,10 +18,11 @@ from vllmdeploy.effects.transfer_freight import DiskFull, Freight, HostShell, Pa
 from vllmdeploy.effects.transfer_hosts import Work
 from vllmdeploy.errors import PreflightRefused, UsageError, VllmdeployError
 from vllmdeploy.plan.image_push import Standing, Wanted, source_of, stand
-from vllmdeploy.plan.transfer_pieces import pieces_of
-from vllmdeploy.tools import docker, image_archive, images, rsync, sync_keys
+from vllmdeploy.plan.transfer_pieces import pieces_of, with_ranges
+from vllmdeploy.tools import docker, image_archive, images, ranges, sync_keys
 from vllmdeploy.tools.images import Store
 from vllmdeploy.tools.manifest_names import ModelPlace
+from vllmdeploy.tools.ranges import Range
 from vllmdeploy.tools.sync_keys import KeyPair
 from vllmdeploy.workflows import sync_laying
 from vllmdeploy.workflows.image_host import ImageWork, give_name, take_apart, take_away, unnamed
@@ -169,10 +170,11 @@ def _receiving(job: Job, name: str) -> Sequence[tuple[str, Command]]:
     source, place = job.seen[wanted.source].member, _place(job, name)
     path = f"{image_archive.folder_of(wanted.stands[name].lacks[0])}/00000"
     if source.road is not None and source.direct and member.direct:
-        pull = rsync.Pull(place=place, number=0, paths=(path,), size=wanted.piece_bytes)
-        receive = rsync.pull(pull, source.road, sync_keys.keys(member.access.layout))
+        keys = sync_keys.keys(member.access.layout)
+        receive = ranges.lane(place, source.road, keys, limit_kib_s=None)
     else:
-        receive = rsync.take_file(place, path, 0)
+        first = Range(place=place, number=0, path=path, start=0, end=wanted.piece_bytes)
+        receive = ranges.take(first, first.start)
     load = image_archive.load(place.incoming, wanted.stands[name].lacks, b"")
     named = [("tag", _tag(job, name))] if wanted.reference else []
     return [("receive", receive), ("load", load), *named]
@@ -215,7 +217,7 @@ def carry_out(
         manifest=apart.manifest,
         mend=f"remove {source.root} on {source.name} and push again",
     )
-    pieces = pieces_of(apart.manifest)
+    pieces = with_ranges(pieces_of(apart.manifest))
     work = ImageWork(wanted, freight, pieces, apart)
     distribution = Distribution(
         pieces=pieces,
