@@ -1,16 +1,18 @@
 """An image to hosts at 100 Mbit/s each: time over (size / bandwidth), ours and by hand.
 
 Needs root and the rig's programs. `push` is ours, `star` is what everybody does by hand:
-`docker save` on the head into `docker load` on each host, all at once. `second` pushes 10 MB on
-top. One machine plays all hosts: read `cpu_share` beside each ratio.
+`docker save` on the head into `docker load` on each host, all at once. `load` is the last part of
+both alone: `docker load` of an archive that is there, on all hosts at once. `second` pushes 10 MB
+on top. One machine plays all hosts: read `cpu_share` beside each ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,11 +28,12 @@ from tests.rig.images import MiB
 from tests.rig.rig import Rig
 
 GOAL = 1.5
+_ARCHIVE = "bench.tar"
 _STAR = (
     "docker save $1 | ssh -i /root/.ssh/bench -o StrictHostKeyChecking=no"
     " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR $2 docker load"
 )
-_PLACES = ("push", "star", "second")
+_PLACES = ("push", "star", "load", "second")
 
 
 def by_push(rig: Rig, folder: Path, name: str) -> int:
@@ -49,8 +52,22 @@ def by_star(rig: Rig, name: str) -> None:
     def copy(host: Host) -> None:
         rig.head.sh(_STAR, name, host.ip, limit_s=1800)
 
+    at_once(rig, copy)
+
+
+def by_load(rig: Rig) -> None:
+    at_once(rig, lambda host: host.sh(f"docker load < /root/{_ARCHIVE}", limit_s=1800))
+
+
+def lay_archives(rig: Rig, name: str) -> None:
+    rig.head.sh(f"docker save $1 > /root/{_ARCHIVE}", name, limit_s=600)
+    for host in rig.workers:
+        shutil.copy(*(one.disk.root / "root" / _ARCHIVE for one in (rig.head, host)))
+
+
+def at_once(rig: Rig, work: Callable[[Host], object]) -> None:
     with ThreadPoolExecutor(len(rig.workers)) as pool:
-        list(pool.map(copy, rig.workers))
+        list(pool.map(work, rig.workers))
 
 
 def profiles(hosts: int, mbit: int) -> Sequence[Profile]:
@@ -89,6 +106,11 @@ def compare(rig: Rig, folder: Path, given: argparse.Namespace) -> None:
         images.put(rig.head, "star:1", size)
         text = f"{given.mib} MiB, docker save to all at once"
         wire.measured(text, size, partial(by_star, rig, "star:1"))
+    if "load" in given.figures:
+        images.put(rig.head, "loaded:1", size)
+        lay_archives(rig, "loaded:1")
+        text = f"{given.mib} MiB, docker load on all at once, without a line"
+        wire.measured(text, size, partial(by_load, rig))
     if "push" in given.figures or "second" in given.figures:
         images.put(rig.head, "pushed:1", size)
         text = f"{given.mib} MiB, image push"

@@ -50,6 +50,14 @@ def test_an_engine_lives_as_long_as_its_file(node: Node, port: int) -> None:
     assert node.ask("status")["engines"]["node"]["state"] == "running"
 
 
+def test_whoever_writes_a_file_and_asks_hears_of_it_at_once(node: Node) -> None:
+    node.start(*MAIN, child=IDLE)
+    node.child("running")
+    for name in ("one", "two", "three"):
+        node.spec(name, argv=list(IDLE))
+        assert name in node.ask("status")["engines"]
+
+
 def test_a_changed_file_replaces_its_engine(node: Node, port: int) -> None:
     serve(node, "llama", port)
     node.start(*MAIN, child=IDLE)

@@ -189,8 +189,8 @@ def test_a_rank_of_another_generation_has_no_part_in_it(pair: tuple[Node, Node],
     one, two = pair
     before = pids(pair)
     place(one, 0, port, generation="2")
-    waiting = one.child("waiting", "m")
-    assert waiting["reason"] == "waiting for rank 1 on two: its warden is not heard"
+    words = "waiting for rank 1 on two: its warden is not heard"
+    one.reaches(lambda status: status["engines"]["m"]["reason"] == words)
     until("the old rank is gone", lambda: not alive(before[1]))
     place(two, 1, port, generation="2")
     assert set(pids(pair)).isdisjoint(before)

@@ -127,6 +127,16 @@ def test_a_new_instance_is_starting_and_not_down_while_its_port_is_closed() -> N
     assert bring_back(one, 601.0) == Change(601.0, State.STARTING, State.READY, "checks pass")
 
 
+def test_one_check_and_a_token_are_enough_for_an_engine_that_never_failed() -> None:
+    one = Health(0.0)
+    assert not one.wants_canary(0.5)
+    assert one.check_passed(0.5) is None
+    assert one.wants_canary(0.5)
+    change = one.canary_passed(0.6)
+    assert change is not None
+    assert change.after is State.READY
+
+
 def test_without_a_canary_checks_are_enough() -> None:
     one = Health(0.0, Thresholds(canary=False))
     assert one.check_passed(0.5) is None

@@ -71,6 +71,11 @@ class Supervisor:
             if told is not None:
                 told(os.waitstatus_to_exitcode(status))
 
+    def look(self) -> None:
+        """Whoever asks has often just written a file: it need not wait for the next look."""
+        if self.assignment.services is not None and not self.stopping:
+            self._reconcile(self.assignment.services)
+
     def retry(self) -> None:
         for child in self._children():
             child.handle(Retry())

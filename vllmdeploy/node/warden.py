@@ -196,6 +196,7 @@ class Warden:
     def _answer(self, asked: dict[str, object]) -> object:
         match asked.get("ask"):
             case "status":
+                self._supervisor.look()
                 return self._document()
             case "nodes":
                 return self._supervisor.node_report()

@@ -48,7 +48,7 @@ async def _watch_engine(probe: HttpProbe, tell: Tell, up: Callable[[], bool]) ->
     watch = Watch()
     while up():
         was_ready = watch.ready
-        seen = await _look(probe, asked=wants_canary(watch, loop.time()))
+        seen = await _look(probe, asked=wants_canary(watch, loop.time()), counts=was_ready)
         watch, verdict = judge(watch, seen, loop.time(), Patience())
         if verdict.ready and not was_ready:
             tell(Ready())
@@ -58,10 +58,11 @@ async def _watch_engine(probe: HttpProbe, tell: Tell, up: Callable[[], bool]) ->
         await asyncio.sleep(_HTTP_EVERY_S if watch.ready else _HTTP_START_EVERY_S)
 
 
-async def _look(probe: HttpProbe, *, asked: bool) -> Seen:
+async def _look(probe: HttpProbe, *, asked: bool, counts: bool) -> Seen:
+    """`counts`: its counters too, of which nothing is to be seen before it is ready."""
     health = await ask(probe.health_url, limit_s=_HEALTH_LIMIT_S)
     running = tokens = None
-    if probe.metrics_url:
+    if probe.metrics_url and counts:
         metrics = await ask(probe.metrics_url, limit_s=_HEALTH_LIMIT_S)
         if metrics.status == 200:
             running, tokens = parse_metrics(metrics.body)

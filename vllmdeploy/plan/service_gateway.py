@@ -28,17 +28,11 @@ from vllmdeploy.plan.service_gateway_node import (
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import inside
 from vllmdeploy.plan.supervise import Made
-from vllmdeploy.tools import files
+from vllmdeploy.tools import files, http_page
 from vllmdeploy.tools.vllm_services import Service
 
 _START_S = 60.0
-# Where nothing is ready the answer is an error, whose body says the same as that of the others.
-_ASK = (
-    "import sys, urllib.error as e, urllib.request as u\n"
-    "try: answer = u.urlopen(sys.argv[1], timeout=5)\n"
-    "except e.HTTPError as error: answer = error\n"
-    "print(answer.read().decode())"
-)
+_HELD_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,12 +252,13 @@ class Offering:
 
     def _await(self, needs: tuple[str, ...], services: Sequence[Service]) -> str:
         ground = self.ground
-        ask = ("python3", "-c", _ASK, f"{self.gateway.address}/health")
+        ready = Counter(one.belongs_to for one in services)
+        ask = http_page.health(f"{self.gateway.address}/health", ready, held_s=_HELD_S)
         command = ground.head.found.access.of(inside(ground.wanted, self.name, *ask))
         logs = ground.supervisor.logs(self.name, ground.head.layout, tail=12)
         wait = Wait(
             command=command.within(20),
-            missing=_unready(Counter(one.belongs_to for one in services)),
+            missing=_unready(ready),
             limit_s=_START_S,
             explain=((ground.head.name, ground.head.found.access.of(logs.within(15))),),
         )

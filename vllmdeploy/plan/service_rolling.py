@@ -13,15 +13,11 @@ from vllmdeploy.plan.service_gateways import Gateways
 from vllmdeploy.plan.service_replicas import engines_of
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, inside
-from vllmdeploy.tools import gateway_page
+from vllmdeploy.tools import gateway_page, http_page
 from vllmdeploy.tools.vllm_services import Service
 
 _HEARS_S = 10.0  # a gateway takes its file over within a second
 _READY_S = 60.0
-_METRICS = (
-    "import sys, urllib.request as u\n"
-    "print(u.urlopen(sys.argv[1] + '/metrics', timeout=5).read().decode())"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +125,7 @@ class Rolling:
         """The same of each gateway that runs."""
         keys: list[str] = []
         for one in self.answering:
-            argv = ("python3", "-c", _METRICS, one.gateway.address)
+            argv = http_page.page(f"{one.gateway.address}/metrics")
             ground = one.ground
             command = ground.head.found.access.of(inside(ground.wanted, one.name, *argv))
             wait = Wait(

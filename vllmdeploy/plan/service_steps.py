@@ -15,7 +15,7 @@ from vllmdeploy.plan.service_ranks import files_elsewhere
 from vllmdeploy.plan.service_wanted import FoundServices, inside
 from vllmdeploy.plan.supervise import Supervisor
 from vllmdeploy.plan.wanted import Wanted
-from vllmdeploy.tools import files
+from vllmdeploy.tools import files, http_page
 from vllmdeploy.tools.vllm_engine import (
     START_LIMIT_S,
     EngineState,
@@ -29,10 +29,6 @@ _USAGE_STATUS = 2  # what an argument parser ends with
 _FAILURES_SHOWN = 2
 _FRAME = re.compile(r'File "|\braise ')
 RETRY = "retry"
-_METRICS = (
-    "import sys, urllib.request as u\n"
-    "print(u.urlopen(sys.argv[1] + '/metrics', timeout=5).read().decode())"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +250,7 @@ def drain(ground: Ground, service: Service, needs: tuple[str, ...]) -> str:
     gets as long again from the engine itself. One that does not answer has nothing to lose."""
     ground = ground.at(service.leader)
     wait = Wait(
-        command=ground.inside("python3", "-c", _METRICS, service.url),
+        command=ground.inside(*http_page.page(f"{service.url}/metrics")),
         missing=_still_at_work,
         limit_s=ground.wanted.drain_s,
         at_most=True,

@@ -1,6 +1,6 @@
 """The health of one instance: what was observed goes in, its state and what to ask next come out.
 
-            checks pass + canary           a fault, or one check failed
+           a check passes + canary         a fault, or one check failed
 STARTING -----------------------> READY <-------------------------------> SUSPECT
                                   ^   |                                      |
 time over + checks pass + canary  |   |  3 faults, half of 20, canary, stall |
@@ -266,7 +266,10 @@ class Health:
         return self._to(State.EJECTED, now, reason)
 
     def _may_return(self, now: float) -> bool:
-        return now >= self.out_until and self._checks_passed >= self._thresholds.rise
+        limits = self._thresholds
+        # Of one that never failed, a token says more than a second check.
+        first = limits.canary and self.state is State.STARTING
+        return now >= self.out_until and self._checks_passed >= (1 if first else limits.rise)
 
     def _return(self, now: float) -> Change | None:
         if self.serving or self.state in LEAVING:
