@@ -110,3 +110,22 @@ def test_health_of_something_else_is_an_error_at_once() -> None:
         with serving(Answers(body)) as url:
             done = said(http_page.health(url, {"m": 1}, held_s=600))
         assert (done.returncode, done.stdout) == (1, ""), body
+
+
+def test_several_pages_come_together_and_what_cannot_be_had_is_empty() -> None:
+    with (
+        serving(Answers("one")) as one,
+        serving(Answers("two", status=500)) as two,
+        serving(Answers("three", length=8)) as three,
+    ):
+        urls = {"one": one, "two": two, "three": three, "nobody": "http://127.0.0.1:9/metrics"}
+        done = said(http_page.several(urls))
+    assert json.loads(done.stdout) == {"one": "one", "two": "", "three": "", "nobody": ""}
+
+
+def test_a_page_is_read_twice_with_the_time_between() -> None:
+    with serving(Answers("first", "second")) as url:
+        done = said(http_page.twice(url))
+    first, second, seconds = json.loads(done.stdout)
+    assert (first, second) == ("first", "second")
+    assert seconds >= 1

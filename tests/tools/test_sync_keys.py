@@ -187,7 +187,7 @@ def test_what_a_host_has_for_its_peers_is_read_from_its_answer() -> None:
 
 
 def test_host_keys_are_known_by_the_address_on_the_data_network() -> None:
-    keys = {"10.0.0.1": ("ssh-ed25519 AAAA1",), "10.0.0.2": ("ssh-rsa AAAA2", "ssh-dss AAAA3")}
+    keys = {"10.0.0.2": ("ssh-rsa AAAA2", "ssh-dss AAAA3"), "10.0.0.1": ("ssh-ed25519 AAAA1",)}
     assert sync_keys.known_hosts(keys) == (
         b"10.0.0.1 ssh-ed25519 AAAA1\n10.0.0.2 ssh-rsa AAAA2\n10.0.0.2 ssh-dss AAAA3\n"
     )

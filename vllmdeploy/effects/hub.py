@@ -60,8 +60,10 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
+        """Nothing while so little has come that its pace tells nothing."""
         left = self.bytes_total - self.bytes_done
-        return left / self.bytes_per_s if self.bytes_per_s > 0 else None
+        known = self.bytes_per_s > 0 and 1000 * self.bytes_done >= self.bytes_total
+        return left / self.bytes_per_s if known else None
 
 
 OnProgress = Callable[[Progress], None]

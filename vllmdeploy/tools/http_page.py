@@ -24,12 +24,12 @@ def page(host, port, path):
         for line in iter(said.readline, b'\\r\\n'):
             name, colon, value = line.partition(b':')
             if not colon:
-                sys.exit('no HTTP')
+                raise ValueError('no HTTP')
             if name.lower() == b'content-length':
                 length = int(value)
         body = said.read(length)
     if length not in (None, len(body)):
-        sys.exit('half an answer')
+        raise ValueError('half an answer')
     return status, body.decode()
 """
 _ONCE = """
@@ -53,6 +53,26 @@ while True:
 print(body)
 """
 
+# What cannot be had is empty.
+_SEVERAL = """
+import json
+pages = {}
+for at in range(1, len(sys.argv), 4):
+    try:
+        status, body = page(*sys.argv[at + 1:at + 4])
+    except (OSError, ValueError, IndexError):
+        status, body = b'', ''
+    pages[sys.argv[at]] = body if status == b'200' else ''
+print(json.dumps(pages))
+"""
+_TWICE = """
+import json, time
+began, first = time.monotonic(), page(*sys.argv[1:])[1]
+time.sleep(1)
+ended, second = time.monotonic(), page(*sys.argv[1:])[1]
+print(json.dumps([first, second, ended - began]))
+"""
+
 
 def page(url: str) -> tuple[str, ...]:
     """Says a page; one that is not 200 is an error here too."""
@@ -64,6 +84,17 @@ def health(url: str, ready: Mapping[str, int], *, held_s: float) -> tuple[str, .
     after a while."""
     wanted = (f"{model}={count}" for model, count in sorted(ready.items()))
     return (*_PYTHON, _PAGE + _UNTIL_READY, *_place(url), f"{held_s:g}", *wanted)
+
+
+def several(urls: Mapping[str, str]) -> tuple[str, ...]:
+    """Says pages by name, as one JSON object."""
+    words = (word for name, url in urls.items() for word in (name, *_place(url)))
+    return (*_PYTHON, _PAGE + _SEVERAL, *words)
+
+
+def twice(url: str) -> tuple[str, ...]:
+    """Says a page twice, and the seconds between, as one JSON list."""
+    return (*_PYTHON, _PAGE + _TWICE, *_place(url))
 
 
 def _place(url: str) -> tuple[str, str, str]:

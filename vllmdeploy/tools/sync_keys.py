@@ -218,8 +218,9 @@ def authorized(cluster: str) -> Fact[str]:
 
 
 def known_hosts(host_keys: Mapping[str, Sequence[str]]) -> bytes:
-    """Host keys by the address under which they are asked for."""
-    return "".join(f"{ip} {key}\n" for ip, found in host_keys.items() for key in found).encode()
+    """Host keys by the address under which they are asked for; the same however they are found."""
+    lines = (f"{ip} {key}\n" for ip, found in sorted(host_keys.items()) for key in found)
+    return "".join(lines).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

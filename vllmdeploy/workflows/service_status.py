@@ -17,6 +17,7 @@ from vllmdeploy.plan.observed import FoundHost, FoundNode
 from vllmdeploy.plan.preflight import node_name
 from vllmdeploy.plan.service_gateways import gateway_of
 from vllmdeploy.plan.service_wanted import inside
+from vllmdeploy.tools import http_page
 from vllmdeploy.tools.vllm_engine import EngineState, parse_engines
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows.service_traffic import Traffic, one_per_service, traffic
@@ -24,17 +25,6 @@ from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.status import ServiceStatus
 
 _READY = "ready"
-# Health of all engines in one go: `NAME URL` pairs in, a page for each name out.
-_PAGES = """
-import json, sys, urllib.request
-pages = {}
-for name, url in zip(sys.argv[1::2], sys.argv[2::2]):
-    try:
-        pages[name] = urllib.request.urlopen(url + '/metrics', timeout=3).read().decode()
-    except OSError:
-        pages[name] = ''
-print(json.dumps(pages))
-"""
 _FIGURES = {
     "running": "vllm:num_requests_running",
     "waiting": "vllm:num_requests_waiting",
@@ -137,8 +127,8 @@ def _led_elsewhere(
 def _pages(
     session: Session, head: FoundHost, node: FoundNode, services: list[Service]
 ) -> Mapping[str, str]:
-    pairs = [word for one in services for word in (one.name, one.url)]
-    command = inside(session.wanted, node.name, "python3", "-c", _PAGES, *pairs).within(15)
+    argv = http_page.several({one.name: f"{one.url}/metrics" for one in services})
+    command = inside(session.wanted, node.name, *argv).within(15)
     (pages,) = ask(session.shells[head.host.name], [Fact("figures", command, _parse)], head.access)
     return cast("Mapping[str, str]", pages)
 

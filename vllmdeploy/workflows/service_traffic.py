@@ -14,22 +14,12 @@ from vllmdeploy.effects.fanout import each
 from vllmdeploy.plan.observed import FoundHost
 from vllmdeploy.plan.service_gateway_node import GatewayWanted, gateway_name
 from vllmdeploy.plan.service_wanted import inside
-from vllmdeploy.tools import gateway_page
+from vllmdeploy.tools import gateway_page, http_page
 from vllmdeploy.tools.gateway_page import Page
 from vllmdeploy.workflows.session import Session
 from vllmdeploy.workflows.status import ServiceStatus
 
 _READY = "ready"
-# Two readings of the counters, and the time between them.
-_TWICE = """
-import json, sys, time, urllib.request
-def page():
-    return time.monotonic(), urllib.request.urlopen(sys.argv[1], timeout=3).read().decode()
-began, first = page()
-time.sleep(1)
-ended, second = page()
-print(json.dumps([first, second, ended - began]))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +45,7 @@ def traffic(session: Session, hosts: Sequence[FoundHost]) -> Traffic:
     """What the gateways on these hosts say, taken together; nothing where none answers."""
     wanted, settings = session.wanted, session.settings
     gateway = GatewayWanted(listen=settings.api_host, port=settings.api_port)
-    argv = ("python3", "-c", _TWICE, f"{gateway.address}/metrics")
+    argv = http_page.twice(f"{gateway.address}/metrics")
     command = inside(wanted, gateway_name(wanted), *argv).within(15)
 
     def ask_host(host: FoundHost) -> Traffic:
