@@ -144,6 +144,14 @@ def test_a_model_that_is_not_on_every_host_offers_sync() -> None:
     )
 
 
+def test_a_model_that_no_host_has_offers_to_download_it() -> None:
+    found = group(models={"gpu-01": FoundModel(), "gpu-02": FoundModel()})
+    assert refused(found=found)[-1] == (
+        "none of them has it: vllmdeploy model download OWNER/m --sync,"
+        " or model sync where another host does"
+    )
+
+
 def test_another_copy_on_one_host_is_no_copy() -> None:
     found = group(models={"gpu-01": replace(MODEL, digest="a"), "gpu-02": MODEL})
     assert refused(found=found)[0] == (

@@ -245,7 +245,10 @@ def model_of(
     for host, one in models.items():
         if head and not one.problem and one.digest != head.digest:
             reasons.append(f"{host}: model {folder} is another copy than on {first}")
-    if reasons:
+    if reasons and not any(one.there for one in models.values()):
+        download = f"vllmdeploy model download OWNER/{name} --sync"
+        reasons.append(f"none of them has it: {download}, or model sync where another host does")
+    elif reasons:
         reasons.append(f"bring it to every host with: vllmdeploy model sync {name}")
     if head is None or head.problem:
         return None, tuple(reasons)

@@ -280,6 +280,24 @@ def build(
     )
 
 
+# What Docker's two builders say of themselves; the rest is what the build's programs said.
+_OF_DOCKER = re.compile(
+    r"Sending build context|Step \d+|\s*--->|Removing intermediate|The command '|Dockerfile"
+    r"|ERROR: failed to|#\d+ (?:[A-Z]|\[|transferring|sha256|extracting|exporting|writing|naming)"
+    r"|-{4,}|\s*> \[|\s*\d+ \||DEPRECATED|\s*(?:Install the buildx|https://docs\.docker)"
+)
+_BUILDKIT = re.compile(r"(?:#\d+ )?\d+\.\d+ ")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def why_not_built(result: Result) -> str:
+    """The last words of what ran in the build: Docker's own are only that it failed."""
+    lines = [_COLOUR.sub("", line).rstrip() for line in result.output.splitlines()]
+    said = [_BUILDKIT.sub("", one, count=1) for one in lines if not _OF_DOCKER.match(one)]
+    telling = [one for one in said if one.strip()]
+    return telling[-1] if telling else result.output
+
+
 def prune_stage() -> Command:
     """The first stage of a build, as large as the image, which Docker's old builder leaves."""
     label = "label=vllmdeploy.image.stage=made"

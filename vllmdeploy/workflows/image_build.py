@@ -164,6 +164,8 @@ def carry_out(session: Session, job: Job) -> Image:
     result = shell.stream(command, feed=feed(_small(session, build), _big(job.wheels)))
     shell.run(job.access.of(images.prune_stage()))
     hint = "`docker build` said more on that host" if result.timed_out else ""
+    if not result.ok and not result.timed_out:
+        result = replace(result, stderr=images.why_not_built(result))
     check(job.host.name, command, result, doing=f"building {build.tag}", hint=hint)
     made = _held(shell, build.tag, job.access)
     if made is None:
