@@ -267,10 +267,12 @@ def build(
     labels: Mapping[str, str],
     network: str,
 ) -> Command:
-    """The context comes on stdin, as a tar."""
+    """The context comes on stdin, as a tar. `--force-rm`: Docker's old builder keeps the container
+    of a step that failed, and with it gigabytes of what was copied."""
     return Command(
         (
-            *("docker", "build", "--tag", tag, "--network", network, "--file", dockerfile),
+            *("docker", "build", "--force-rm", "--tag", tag),
+            *("--network", network, "--file", dockerfile),
             *(word for one in arguments.items() for word in ("--build-arg", "=".join(one))),
             *(word for one in labels.items() for word in ("--label", "=".join(one))),
             "-",
