@@ -211,7 +211,8 @@ def test_a_build_is_shown_with_all_that_decides_it(fleet: ScriptedFleet, run: Ru
     said = run("build", "--dry-run")
     assert said.out == (
         "# gpu-01: build image vllmdeploy/vllm:1-ray2.60.0 (Ray 2.60.0 from the package index)\n"
-        "docker build --force-rm --tag vllmdeploy/vllm:1-ray2.60.0 --network host --file Dockerfile.ray"
+        "docker build --force-rm --tag vllmdeploy/vllm:1-ray2.60.0"
+        " --network host --file Dockerfile.ray"
         " --build-arg BASE=vllm:1 --build-arg RAY=2.60.0"
         f" --label vllmdeploy.image.base={CONFIG} --label vllmdeploy.image.ray=2.60.0"
         " --label vllmdeploy.image.vllm=0.33.0 --label vllmdeploy.image.python=3.12.3 -\n"

@@ -29,15 +29,18 @@ INSIDE = r"""    case $last in
         done
         echo '}}' ;;
       *"find_spec('vllm')"*) cat "$home/vllm" ;;
-      */health) cat "$home/health" ;;
-      *:8000) if mkdir "$home/taken" 2>/dev/null
-              then echo 'vllmdeploy_gateway_instance_state{instance="m",state="draining"} 1'
-              else rmdir "$home/taken"; echo 'vllmdeploy_gateway_instance_ready{instance="m"} 1'
-              fi ;;
-      http://*) echo 'vllm:num_requests_running{} 0.0' ;;
 """
 ASKED = r"""    for last do :; done
     case $last in '{"stream"'*) cat "$home/stream"; exit "$(cat "$home/stream-status")" ;; esac
+    case $* in
+      *' /health '*) cat "$home/health"; exit ;;
+      *' 8000 /metrics')
+        if mkdir "$home/taken" 2>/dev/null
+        then echo 'vllmdeploy_gateway_instance_state{instance="m",state="draining"} 1'
+        else rmdir "$home/taken"; echo 'vllmdeploy_gateway_instance_ready{instance="m"} 1'
+        fi; exit ;;
+      *' /metrics') echo 'vllm:num_requests_running{} 0.0'; exit ;;
+    esac
 """
 
 
@@ -272,7 +275,7 @@ def test_every_reason_is_told_at_once_and_nothing_is_touched(up: ScriptedHost, r
     assert (refused.code, refused.out) == (6, "")
     for words in (
         "gpu-01: model",
-        "vllmdeploy model sync x",
+        "vllmdeploy model download OWNER/x --sync",
         "3 cards are needed, 2 of 2 are free (gpu-01: 1, gpu-02: 1)",
         "vLLM 0.17.0 has no --max-modle-len; did you mean --max-model-len?",
         "--port is not given here",

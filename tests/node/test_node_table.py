@@ -51,6 +51,15 @@ def test_a_child_starts_when_its_needs_are_met_and_runs_when_it_is_ready() -> No
     ]
 
 
+@pytest.mark.parametrize(("stop_s", "given"), [(45.0, 10.0), (3.0, 3.0)])
+def test_one_that_still_starts_is_not_waited_for_as_long(stop_s: float, given: float) -> None:
+    limits = replace(LIMITS, stop_s=stop_s)
+    starting, _ = lived(MET, Stop(), life=Life(limits=limits))
+    running, _ = lived(*STARTED, Stop(), life=Life(limits=limits))
+    assert starting.deadline == 1.0 + given
+    assert running.deadline == 2.0 + stop_s
+
+
 @pytest.mark.parametrize("code", [0, 1, -9])
 def test_an_exit_of_any_code_that_nobody_asked_for_is_a_failure(code: int) -> None:
     life, history = lived(*STARTED, Exited(code), Cleared())

@@ -6,19 +6,20 @@ from dataclasses import replace
 import pytest
 
 from tests.plan.builders import after, lines, wanted
-from tests.plan.service_builders import group, service
+from tests.plan.service_builders import group, service, stored, used
 from vllmdeploy.core.command import Result
 from vllmdeploy.core.plan import Draft, Plan, Step, Wait
 from vllmdeploy.errors import NotHealthy
 from vllmdeploy.gateway.fleet_file import parse
 from vllmdeploy.plan import service_steps as steps
-from vllmdeploy.plan.service_cards import await_cards
+from vllmdeploy.plan.service_cards import await_cards, cards_by_ray
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_gateway_node import GatewayWanted, fleet_file
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.supervise import InDocker, supervisor
 from vllmdeploy.plan.wanted import Runtime
 from vllmdeploy.tools.files import digest
+from vllmdeploy.tools.vllm_engine import EngineState
 
 GATEWAY = GatewayWanted(listen="0.0.0.0", port=8000, keys=b"default:sk-1\n", admin=b"admin:x\n")
 SERVICE = service("m")
@@ -142,6 +143,27 @@ def test_a_stop_ends_when_ray_has_heard_that_the_cards_are_free() -> None:
     assert wait.missing(ray_says(a=1, b=0)) is None
     assert wait.missing(Result(1, "", "No such container")) is None
     assert wait.at_most
+
+
+@pytest.mark.parametrize(
+    ("state", "in_use", "given_back"),
+    [
+        (EngineState(state="running", placement={"gpu-01": 1, "gpu-02": 2}), 3, 3),
+        (EngineState(state="starting"), 0, 0),
+        (EngineState(state="starting"), 2, 0),  # the other one's
+        (EngineState(state="starting"), 3, 1),
+        (EngineState(state="starting"), 5, 3),
+        (EngineState(state="starting"), 9, 3),
+        (None, 9, 0),
+    ],
+)
+def test_a_service_gives_back_what_ray_says_it_has_or_what_nobody_else_has(
+    state: EngineState | None, in_use: int, given_back: int
+) -> None:
+    one, other = service("m", 3), service("other", 2, port=8101)
+    engines = {"m": state} if state else {}
+    found = replace(group(stored=stored(one, other)), engines=engines)
+    assert cards_by_ray(used(found, in_use), [one]) == given_back
 
 
 def test_requests_at_work_hold_a_stop_back() -> None:

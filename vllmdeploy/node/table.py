@@ -106,6 +106,7 @@ class Life:
         return max(0, self.spawned - 1)
 
 
+_STOP_STARTING_S = 10.0
 Decision = tuple[Life, tuple[Action, ...]]
 NOTHING: tuple[Action, ...] = ()
 
@@ -227,6 +228,12 @@ def _retry(life: Life, event: Event, now: float) -> Decision:
     return _begin(replace(life, failures=()), now)
 
 
+def _stop_while_starting(life: Life, event: Event, now: float) -> Decision:
+    """Nobody waits for an answer of it, and a program that loads seldom hears."""
+    limits = replace(life.limits, stop_s=min(life.limits.stop_s, _STOP_STARTING_S))
+    return _stop_while_up(replace(life, limits=limits), event, now)
+
+
 def _stop_while_up(life: Life, event: Event, now: float) -> Decision:
     stopping = replace(
         life,
@@ -273,7 +280,7 @@ TABLE: Mapping[tuple[Phase, type[Event]], Rule] = {
     (Phase.STARTING, Exited): _exited,
     (Phase.STARTING, Unhealthy): _unhealthy,
     (Phase.STARTING, Due): _start_limit_passed,
-    (Phase.STARTING, Stop): _stop_while_up,
+    (Phase.STARTING, Stop): _stop_while_starting,
     (Phase.RUNNING, Needs): _needs_while_up,
     (Phase.RUNNING, Exited): _exited,
     (Phase.RUNNING, Unhealthy): _unhealthy,

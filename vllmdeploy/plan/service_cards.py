@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllmdeploy.core.command import Result
@@ -12,6 +12,7 @@ from vllmdeploy.plan.service_ranks import cards_of, free_cards, held
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices
 from vllmdeploy.tools import ray
+from vllmdeploy.tools.vllm_services import Service
 
 _GIVEN_BACK_LIMIT_S = 15.0
 
@@ -84,6 +85,19 @@ def _without_ray(found: FoundServices, besides: str) -> Pool:
         in_use=sum(cards.values()) - sum(map(len, free.values())),
         held=tuple(counts.items()),
     )
+
+
+def cards_by_ray(found: FoundServices, engines: Iterable[Service]) -> int:
+    """Those that Ray itself says these engines have. Of one that still loads it says nothing yet:
+    that has what others have not."""
+    states = [(one, found.engines.get(one.name)) for one in engines if one.executor == "ray"]
+    known = sum(sum(state.placement.values()) for _, state in states if state is not None)
+    loading = [one for one, state in states if state is not None and not state.placement]
+    if not loading:
+        return known
+    pool, names = pool_of(found), {one.name for one, _ in states}
+    others = sum(count for name, count in pool.held if name not in names)
+    return known + max(0, min(sum(one.world for one in loading), pool.in_use - known - others))
 
 
 def await_cards(ground: Ground, name: str, left_in_use: int, needs: tuple[str, ...]) -> str:

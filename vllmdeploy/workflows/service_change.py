@@ -11,7 +11,7 @@ from vllmdeploy.effects.execute import Outcome, StepOutcome
 from vllmdeploy.errors import PreflightRefused, UsageError
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.service import DecidedService, decide_service, model_folder
-from vllmdeploy.plan.service_cards import await_cards, pool_of
+from vllmdeploy.plan.service_cards import await_cards, cards_by_ray, pool_of
 from vllmdeploy.plan.service_replicas import beside, engines_of, free_replica, replica_of
 from vllmdeploy.plan.service_rolling import Rolling, Turn, Version, downtime, order, way_back
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -51,17 +51,11 @@ def decide_stop(session: Session, name: str) -> ServicePlan:
         needs = rolling.turn(Turn(before=_version(found, engine), after=None), _STOP, needs)
     if not engines:
         steps.remove(rolling.ground, name, _STOP)
-    if given_back := _cards_by_ray(found, engines):
+    if given_back := cards_by_ray(found, engines):
         left = max(0, pool_of(found).in_use - given_back)
         await_cards(rolling.ground, name, left, needs)
     service = engines[0] if engines else Service(name=name, model="", names=(name,), port=0)
     return ServicePlan(plan=rolling.ground.draft.finished(), service=service, keys=seen.keys)
-
-
-def _cards_by_ray(found: FoundServices, engines: Iterable[Service]) -> int:
-    """Those that Ray itself says these engines have."""
-    states = (found.engines.get(one.name) for one in engines if one.executor == "ray")
-    return sum(sum(state.placement.values()) for state in states if state is not None)
 
 
 _STOP = "stop-service"
