@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllmdeploy.cli import output
+from vllmdeploy.cli import model_sync, output
 from vllmdeploy.cli.carry import carry_out, end_with, show_plan
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.errors import UsageError
@@ -84,6 +84,9 @@ def _bring_up(here: World, session: Session, *, yes: bool) -> None:
     session.need_all()
     with cluster.locked(session, "up") as stop:
         found = session.look_at_all()
+        model_sync.bring_what_lacks(
+            here, session, service_up.models_lacking(session, found), yes=yes
+        )
         decided = service_up.decide_up(session, found)
 
         def with_images(on_event: OnEvent) -> Plan:
@@ -182,4 +185,6 @@ def _decided(here: World, *, offline: bool, cards: int) -> Plan:
 
         return decide_offline(loaded, cards=cards)
     with here.session(loaded) as session:
-        return service_up.decide_up(session, session.look_at_all())
+        found = session.look_at_all()
+        decided = service_up.decide_up(session, found)
+        return model_sync.shown_first(session, service_up.models_lacking(session, found), decided)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllmdeploy.cli import output
-from vllmdeploy.cli.carry import show_plan
+from vllmdeploy.cli.carry import end_with, show_plan
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from vllmdeploy.core.plan import Plan
     from vllmdeploy.effects.execute import Stop
     from vllmdeploy.effects.transfer_events import Progress, SyncEvent
     from vllmdeploy.errors import HostError
+    from vllmdeploy.plan.service_models import Lacking
     from vllmdeploy.workflows.session import Session
     from vllmdeploy.workflows.sync import Job, Options, Synced
 
@@ -110,6 +112,27 @@ def sync_downloaded(here: World, session: Session, name: str) -> None:
     with in_turn(session, name) as stop:
         job, synced = bring(here, session, name, workflow.Options(), stop, yes=True)
     conclude(here, job, synced)
+
+
+def bring_what_lacks(here: World, session: Session, lacks: Iterable[Lacking], *, yes: bool) -> None:
+    """What services need, to the hosts that have none; the first that does not get it ends it."""
+    from vllmdeploy.workflows import sync as workflow
+
+    for one in lacks:
+        output.say(f"model {one.model} is lacking on {', '.join(sorted(one.hosts))}: it goes first")
+        with in_turn(session, one.model) as stop:
+            options = workflow.Options(only=one.hosts)
+            _, synced = bring(here, session, one.model, options, stop, yes=yes)
+        end_with(list(synced.failed.values()))
+
+
+def shown_first(session: Session, lacks: Iterable[Lacking], decided: Plan) -> Plan:
+    """The same as a plan to show, before what it is needed for."""
+    from vllmdeploy.plan.service_models import together
+    from vllmdeploy.workflows import sync as workflow
+
+    jobs = [workflow.look_at(session, x.model, workflow.Options(only=x.hosts)) for x in lacks]
+    return together((*(workflow.decide(session, job) for job in jobs), decided))
 
 
 def bring(

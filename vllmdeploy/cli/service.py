@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from vllmdeploy.cli import output
+from vllmdeploy.cli import model_sync, output
 from vllmdeploy.cli.carry import conclude, show_plan, shown_once
 from vllmdeploy.cli.context import World, world
 from vllmdeploy.core.host import DEFAULT_GROUP
@@ -208,10 +208,14 @@ def _carry_out(
     with here.session(here.loaded()) as session:
         session.need_all()
         if dry_run:
-            show_plan(here, decide(session).plan)
+            decided = decide(session)
+            show_plan(here, model_sync.shown_first(session, decided.lacks, decided.plan))
             return
         with cluster.locked(session, what) as stop:
             decided = decide(session)
+            if decided.lacks:
+                model_sync.bring_what_lacks(here, session, decided.lacks, yes=yes)
+                decided = decide(session)
             if not decided.plan.steps:
                 output.say("nothing to do: it is as wanted")
                 if here.json:

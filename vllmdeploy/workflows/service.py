@@ -17,6 +17,7 @@ from vllmdeploy.plan.service import DecidedService, model_folder, service_name
 from vllmdeploy.plan.service_gateway import Offering
 from vllmdeploy.plan.service_gateway_node import GatewayWanted
 from vllmdeploy.plan.service_gateways import Gateways
+from vllmdeploy.plan.service_models import Lacking, as_if_there, lacking
 from vllmdeploy.plan.service_replicas import decide_replicas, engines_of
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices, ServiceWanted
@@ -32,13 +33,15 @@ from vllmdeploy.workflows.session import Session
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
     """Steps, the service they are about, what to show once, and the way back from what came of
-    them: no steps where nothing has to be undone. `address`: where the gateway is for others."""
+    them: no steps where nothing has to be undone. `address`: where the gateway is for others.
+    `lacks`: what has to be brought to hosts before, as if it were there already."""
 
     plan: Plan
     service: Service
     keys: Keys
     back: Callable[[Sequence[StepOutcome]], Plan] = lambda _: Plan()
     address: str = ""
+    lacks: tuple[Lacking, ...] = ()
 
 
 def asked_of(
@@ -79,7 +82,8 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
     engines = engines_of(found, name)
     if engines and all(_same(one, asked) for one in engines) and len(engines) == asked.replicas:
         return _carried_on(session, seen, ground, found, engines)
-    decided = decide_replicas(session.wanted, asked, found)
+    lacks = lacking(model_folder(session.wanted, asked).rpartition("/")[2], found.models)
+    decided = decide_replicas(session.wanted, asked, as_if_there(found, lacks))
     cause = "its engine loads and answers a canary"
     written: list[str] = []
     awaited: list[str] = []
@@ -99,6 +103,7 @@ def decide_start(session: Session, asked: ServiceWanted, group: str) -> ServiceP
         keys=seen.keys,
         back=lambda outcomes: _undone(session, seen, ground, decided, {*awaited}, outcomes),
         address=seen.address,
+        lacks=lacks,
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from vllmdeploy.core.plan import Draft, Plan
 from vllmdeploy.effects.ask import ask_one
+from vllmdeploy.effects.fanout import each
+from vllmdeploy.errors import VllmdeployError
 from vllmdeploy.plan import service_steps as steps
 from vllmdeploy.plan.instances_wanted import instances_of
 from vllmdeploy.plan.observed import FoundHost
+from vllmdeploy.plan.service_models import Lacking, lacking
 from vllmdeploy.plan.service_spares import models_wanted, placed_anew
 from vllmdeploy.plan.service_steps import Ground
 from vllmdeploy.plan.service_wanted import FoundServices
 from vllmdeploy.tools.vllm_engine import EngineState
-from vllmdeploy.tools.vllm_model import folder
+from vllmdeploy.tools.vllm_model import FoundModel, folder
 from vllmdeploy.tools.vllm_services import Service, stored
 from vllmdeploy.workflows import cluster, instances_up
 from vllmdeploy.workflows.instances_stored import stored_instances
@@ -42,6 +45,32 @@ def decide_up(session: Session, found: Mapping[str, FoundHost], *, patient: bool
     if patient:
         refuse_what_has_no_room(session, seen.groups)
     return _with_services(session, seen, plan, patient=patient)
+
+
+def models_lacking(session: Session, found: Mapping[str, FoundHost]) -> tuple[Lacking, ...]:
+    """Models of stored services, where a host that is to run them has none and another has it."""
+    lacks: list[Lacking] = []
+    for head in (found[host.name] for host in session.fleet.hosts if host.head):
+        shell, way = session.shells[head.host.name], head.access
+        kept = ask_one(shell, stored(way.layout.services), way)
+        services = [one.service for one in kept.values() if one.service]
+        group = [one for one in found.values() if one.host.group == head.host.group]
+        members = [one for one in group if not one.host.spare]
+        for model in sorted({one.model for one in services}):
+            placed = {host for one in services if one.model == model for host in one.placement}
+            lacks += lacking(model, _found_on(session, members, model), placed)
+    return tuple(lacks)
+
+
+def _found_on(session: Session, hosts: Sequence[FoundHost], model: str) -> dict[str, FoundModel]:
+    fact = folder(f"{session.wanted.model_path.rstrip('/')}/{model}")
+    answers = each(hosts, lambda one: ask_one(session.shells[one.host.name], fact, one.access))
+    found: dict[str, FoundModel] = {}
+    for host, answer in zip(hosts, answers, strict=True):
+        if isinstance(answer, VllmdeployError):
+            raise answer
+        found[host.host.name] = answer
+    return found
 
 
 def _with_services(session: Session, seen: Seen, plan: Plan, *, patient: bool) -> Plan:
