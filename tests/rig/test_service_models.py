@@ -1,4 +1,4 @@
-"""A model that hosts lack is brought to them before its service starts, and before it comes back."""
+"""A model that hosts lack is brought to them before its service starts or comes back."""
 
 from __future__ import annotations
 
