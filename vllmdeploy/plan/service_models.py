@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from vllmdeploy.core.plan import Plan
+from vllmdeploy.core.plan import Plan, Step
 from vllmdeploy.plan.service_wanted import FoundServices
 from vllmdeploy.tools.vllm_model import FoundModel
 
@@ -45,7 +45,8 @@ def as_if_there(found: FoundServices, lacks: Iterable[Lacking]) -> FoundServices
 
 def together(plans: Iterable[Plan]) -> Plan:
     """One plan to show; what several of them begin with is there once."""
-    steps, notes = {}, {}
+    steps: dict[str, Step] = {}
+    notes: dict[str, None] = {}
     for plan in plans:
         steps.update({step.key: step for step in plan if step.key not in steps})
         notes.update(dict.fromkeys(plan.notes))
