@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -38,10 +39,7 @@ def runs(tmp_path: Path) -> Generator[Path, None, None]:
     folder = tmp_path / "it's $HOME & co" / "run"  # a path is a word, whatever stands in it
     yield folder
     for node in folder.glob("*"):
-        status = json.loads((node / "status.json").read_text())
-        if processes.mark(status["pid"], "VD_TEST") == str(tmp_path):
-            processes.kill((status["pid"],))
-        processes.kill(processes.leftovers(processes.everything(), str(node)))
+        run(process.stop(str(node), stop_s=5))
 
 
 def spec(runs: Path, child: str = "echo up; exec sleep 1000") -> DetachedSpec:
@@ -143,6 +141,47 @@ def test_a_killed_warden_is_started_again_over_what_it_left(runs: Path) -> None:
     status = ctl.ask(Path(wanted.run), "status")
     assert isinstance(status, dict)
     assert status["pid"] == running(runs)[0].pid
+
+
+def test_what_it_writes_to_its_temporary_folder_goes_with_it(runs: Path) -> None:
+    wanted = spec(runs, 'touch "$TMPDIR/left"; echo up; exec sleep 1000')
+    run(process.make(wanted))
+    folder = temporary(wanted.run)
+    until("the file", (folder / "left").exists)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    os.kill(running(runs)[0].pid, signal.SIGKILL)
+    until("its end", lambda: running(runs)[0].pid == 0)
+    assert run(process.start(wanted.run)) == Result(0)
+    anew = temporary(wanted.run)
+    assert anew != folder
+    assert not folder.exists()
+    assert run(process.stop(wanted.run, stop_s=20)) == Result(0)
+    assert not anew.exists()
+
+
+def test_only_a_temporary_folder_of_ours_is_taken_away(runs: Path, tmp_path: Path) -> None:
+    wanted = spec(runs)
+    run(process.make(wanted))
+    run(process.stop(wanted.run, stop_s=20))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    link = Path(tempfile.mkdtemp(prefix="vllmdeploy.", dir="/tmp"))
+    link.rmdir()
+    link.symlink_to(kept)
+    try:
+        for path in (kept, f"/tmp/vllmdeploy.x/../..{kept}", link, "", "/tmp"):
+            Path(wanted.run, "temporary").write_text(f"{path}\n")
+            assert run(process.stop(wanted.run, stop_s=5)) == Result(0)
+            assert kept.exists()
+    finally:
+        link.unlink()
+
+
+def temporary(run_folder: str) -> Path:
+    status = json.loads(Path(run_folder, "status.json").read_text())
+    folder = Path(processes.mark(status["pid"], "TMPDIR") or "none")
+    assert Path(run_folder, "temporary").read_text() == f"{folder}\n"
+    return folder
 
 
 def test_its_files_are_readable_by_its_owner_only(runs: Path) -> None:

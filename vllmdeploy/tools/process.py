@@ -27,13 +27,30 @@ alive() {
 }
 """
 
+# Ray's sessions and the engine's sockets lie below TMPDIR, and nothing there goes with who made it.
+# Its name is short: a Unix address has 107 characters, and Ray adds 70 of its own.
+_TEMPORARY = r"""
+drop_temporary() {
+  read -r temporary 2>/dev/null < "$1/temporary" || return 0
+  case $temporary in
+    /tmp/vllmdeploy.*/*) ;;
+    /tmp/vllmdeploy.*) [ -L "$temporary" ] || [ ! -O "$temporary" ] || rm -rf -- "$temporary";;
+  esac
+  rm -f "$1/temporary"
+}
+"""
+
 # The inner shell's pid stays the warden's through both `exec`s, so it can be written beforehand.
 _START = (
     _ALIVE
+    + _TEMPORARY
     + r"""
 run=$1
 if alive "$run"; then exit 0; fi
 rm -f "$run/node.pid"
+drop_temporary "$run"
+export TMPDIR="$(mktemp -d /tmp/vllmdeploy.XXXXXX)"
+[ -d "$TMPDIR" ] && echo "$TMPDIR" > "$run/temporary" || exit 1
 setsid sh -c '
   stat=$(cat "/proc/$$/stat") && boot=$(cat /proc/sys/kernel/random/boot_id) || exit 1
   run=$1
@@ -68,6 +85,7 @@ mkdir -p "$1" && cat > "$1/node.json.new" && printf '%s' "$3" > "$1/start.sh.new
 # that wrote its title over that is found by the session it shares with one that did not.
 _STOP = (
     _ALIVE
+    + _TEMPORARY
     + r"""
 run=$1 limit=$2
 sessions() {
@@ -99,6 +117,7 @@ while left=$(sessions) && [ -n "$left" ]; do
   sleep 0.1
 done
 rm -f "$run/node.pid"
+drop_temporary "$run"
 """
 )
 

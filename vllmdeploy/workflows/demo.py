@@ -59,7 +59,7 @@ def demo_files(folder: Path, engine: Engine) -> Path:
     """config.env and worker_nodes.txt of the demo, as a person would write them. Without an
     engine, only Ray is brought up."""
     *ports, api, engine_port = free_ports(len(_PORT_KEYS) + 2)
-    first = max(ports) + 3
+    first = max(*ports, api, engine_port) + 1
     keys = {
         "CLUSTER_NAME": CLUSTER,
         "RUNTIME": "process",
