@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,12 +75,25 @@ def test_something_that_is_no_sshd_is_said_to_be_none(server: Sshd) -> None:
     assert len(waits) == 8
 
 
+def counted(port: int) -> socket.socket:
+    """A connection to which sshd talks. For a moment it may still count the one that looked
+    whether it listens, and close a later one."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        stranger = socket.create_connection(("127.0.0.1", port))
+        with suppress(OSError):
+            if stranger.recv(3) == b"SSH":
+                return stranger
+        stranger.close()
+        time.sleep(0.1)
+    raise TimeoutError(f"sshd at port {port} talks to nobody")
+
+
 def test_max_startups_is_waited_out(tmp_path: Path) -> None:
     require_sshd()
     with sshd(tmp_path, "MaxStartups 3") as server, ExitStack() as strangers:
         for _ in range(3):
-            stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            stranger.recv(3)  # sshd has begun to talk, so it counts this one
+            strangers.enter_context(counted(server.port))
         waits: list[float] = []
 
         def pause(wait: float) -> None:
